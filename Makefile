@@ -1,0 +1,49 @@
+# Every target makes its own virtual environment; nothing is needed but Python 3.11+, make and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test test-slow lint bench clean
+
+help:
+	@echo "make demo       real digits to real/synthetic pairs, in a minute, in data/demo"
+	@echo "make test       the test suite (minutes); make test-slow adds the slow tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      speed and memory, as ratios against named baselines"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than 3.11; choose another: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/test.stamp: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable ".[test,lint]"
+	@touch $@ $(VENV)/run.stamp
+
+demo: $(VENV)/run.stamp
+	$(BIN)/pipeline generate --out data/demo
+	$(BIN)/pipeline verify data/demo
+	$(BIN)/pipeline sheet data/demo --out data/demo-sheet.png
+	@echo "Look at data/demo-sheet.png: real digits, each beside its variation. The pair set is data/demo."
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/test.stamp
+	$(BIN)/pipeline bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

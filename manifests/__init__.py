@@ -1,0 +1,1 @@
+"""The contract between `pipeline` and `trainer`: names, rows, atomic commit, offsets."""

@@ -1,0 +1,1 @@
+"""Stage one of diffmix: real images to committed, verified, resumable pair shards."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class DiffmixError(Exception):
-    """Base of every error a user can cause or mend; the message says what arrived, what was allowed, what to do next."""
+    """Base of every error a user can cause or mend: what arrived, what was allowed, what to do next."""
 
     exit_code = 1
 

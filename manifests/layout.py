@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 PLAN = "plan.json"
 MANIFEST = "manifest.parquet"
 CARD = "README.md"
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
-_SHARD_FILE = re.compile(r"pairs-(\d{6,})\.(tar|parquet)")
-_TEMPORARY = re.compile(r"\.(?P<name>.+)@(?P<host>[A-Za-z0-9_-]*)\.(?P<pid>\d+)\.tmp")
+_SHARD_FILE = re.compile(r"pairs-([0-9]{6,})\.(tar|parquet)")
+_LIKE_SHARD_FILE = re.compile(r"pairs-.*\.(tar|parquet)", re.DOTALL)
+_TEMPORARY = re.compile(r"\.(?P<name>.+)@(?P<host>[A-Za-z0-9_-]*)\.(?P<pid>[0-9]+)\.[0-9a-f]+\.tmp")
 
 
 def tar_name(shard: int) -> str:
@@ -33,6 +36,11 @@ def shard_of(name: str, suffix: str) -> int | None:
         return None
     shard = int(match[1])
     return shard if name == f"pairs-{shard:06d}.{suffix}" else None
+
+
+def looks_like_shard(name: str) -> bool:
+    """Whether a reader that globs `pairs-*.tar` or `pairs-*.parquet` would take the file for a shard's."""
+    return _LIKE_SHARD_FILE.fullmatch(name) is not None
 
 
 def real_member(key: str) -> str:
@@ -56,8 +64,15 @@ def label_member(key: str) -> str:
 
 
 def host() -> str:
-    """This machine's name, reduced to what a temporary's name may hold."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname())
+    """Name of what gives process ids their meaning: the machine, and on Linux the PID namespace.
+
+    Containers may share a machine's name (`--network host`) and still count processes from 1 each.
+    """
+    try:
+        namespace = "-" + re.sub(r"[^0-9]+", "", str(Path("/proc/self/ns/pid").readlink()))
+    except OSError:
+        namespace = ""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname()) + namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +93,8 @@ class Temporary:
 
 
 def temporary_name(target: str) -> str:
-    """Dot-name beside `target` for this process to write before the rename."""
-    return f".{target}@{host()}.{os.getpid()}.tmp"
+    """Dot-name beside `target` for this process to write before the rename, another one at every call."""
+    return f".{target}@{host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
 def parse_temporary(name: str) -> Temporary | None:
@@ -102,7 +117,7 @@ def _is_running(pid: int) -> bool:
 
 def _is_zombie(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123  Linux only
-            return file.read().rpartition(")")[2].split()[0] == "Z"
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")  # Linux only
+        return text.rpartition(")")[2].split()[0] == "Z"
     except (OSError, IndexError):
         return False

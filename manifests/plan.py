@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -15,6 +17,8 @@ from manifests.storage import Storage
 
 # What tells where things lie, not what they are: a moved source or model is still the same plan.
 _PLACES = {("source", "location"), ("source", "synthetic"), ("generator", "model")}
+
+_ATTEMPTS, _PAUSE = 5, 0.1  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +84,7 @@ class Plan:
 
 
 def read_plan(storage: Storage) -> Plan:
-    """The plan of the pair set in `storage`; raises `CorruptSetError` if the file is damaged, `StorageError` if absent."""
+    """The plan of the pair set in `storage`; raises `CorruptSetError` if damaged, `StorageError` if absent."""
     return Plan.from_bytes(storage.read(layout.PLAN), f"{storage.url}/{layout.PLAN}")
 
 
@@ -91,7 +95,7 @@ def claim(storage: Storage, plan: Plan) -> Plan:
     """
     if storage.create(layout.PLAN, plan.to_bytes()):
         return plan
-    existing = read_plan(storage)
+    existing = _read_settled(storage)
     found = differences(existing, plan)
     if found:
         listed = "; ".join(f"{name}: {old!r} in the folder, {new!r} now" for name, old, new in found)
@@ -100,6 +104,15 @@ def claim(storage: Storage, plan: Plan) -> Plan:
             "Use the same settings to resume it, another --out for a new set, or --overwrite to delete it first."
         )
     return existing
+
+
+def _read_settled(storage: Storage) -> Plan:
+    # Where `create` cannot link, another process's plan.json is incomplete for a moment after its name appears.
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(CorruptSetError):
+            return read_plan(storage)
+        time.sleep(_PAUSE)
+    return read_plan(storage)
 
 
 def differences(one: Plan, other: Plan) -> list[tuple[str, Any, Any]]:
@@ -114,11 +127,15 @@ def differences(one: Plan, other: Plan) -> list[tuple[str, Any, Any]]:
 
 def _flat(plan: Plan) -> dict[tuple[str, ...], Any]:
     flat: dict[tuple[str, ...], Any] = {}
-    for name, value in asdict(plan).items():
+
+    def add(path: tuple[str, ...], value: Any) -> None:
         if isinstance(value, dict):
-            flat |= {(name, inner): entry for inner, entry in value.items()}
+            for name, entry in value.items():
+                add((*path, name), entry)
         else:
-            flat[name,] = value
+            flat[path] = value
+
+    add((), json.loads(_canonical(asdict(plan))))  # as it comes back from the file: a tuple is a list there
     return flat
 
 

@@ -21,7 +21,7 @@ from manifests.storage import Storage, open_storage
 from pipeline.card import write_card
 from pipeline.engines import ENGINES
 from pipeline.events import Event
-from pipeline.job import Job, Tasks, check_folder, clear_folder, make_plan
+from pipeline.job import Job, Tasks, check_folder, make_plan
 from pipeline.progress import Progress
 from pipeline.sources.base import INDEX_SCHEMA, Source, fingerprint
 
@@ -117,6 +117,9 @@ def prepare(settings: Settings, device: torch.device) -> Prepared:
     from pipeline.generators.load import load_generator
     from pipeline.sources.open import open_source
 
+    # The source first: a wrong path should not have to wait for gigabytes of weights.
+    source = open_source(settings.source) if settings.source is not None else None
+    index = source.index() if source is not None else noise_index(settings.count)
     generator = load_generator(settings.generator, device, settings.generator_name)
     if generator.conditional != (settings.source is not None):
         raise UsageError(
@@ -124,8 +127,6 @@ def prepare(settings: Settings, device: torch.device) -> Prepared:
             if generator.conditional
             else f"{settings.generator.model} makes images from noise alone: give --count N instead of --source"
         )
-    source = open_source(settings.source) if settings.source is not None else None
-    index = source.index() if source is not None else noise_index(settings.count)
     plan = make_plan(
         index=index,
         source=_source_entry(source, index),
@@ -148,9 +149,7 @@ def generate(settings: Settings) -> Outcome:
     `max_failures`, `StorageError` when the target fails; committed shards stay in every case.
     """
     storage = open_storage(settings.out)
-    if settings.overwrite:
-        clear_folder(storage)
-    check_folder(storage)
+    check_folder(storage, overwrite=settings.overwrite)
     engine = make_engine(settings.engine, settings.workers)
     prepared = prepare(settings, engine.device)
     storage.create_folder()
@@ -190,9 +189,7 @@ def pack(
     from pipeline.pack import PackEngine, Packing
 
     storage = open_storage(out)
-    if overwrite:
-        clear_folder(storage)
-    check_folder(storage)
+    check_folder(storage, overwrite=overwrite)
     packing = Packing.open(real, synthetic)
     plan = packing.plan(
         seed=seed, shards=shards, limit=limit, store_real=store_real, quality=quality, max_pixels=max_pixels

@@ -101,17 +101,19 @@ def make_plan(
     )
 
 
-def check_folder(storage: Storage) -> None:
-    """Refuse a folder that holds other things than a pair set: diffmix would mix its files into them."""
+def check_folder(storage: Storage, *, overwrite: bool) -> None:
+    """Refuse a folder that holds other things than a pair set; with `overwrite` delete the pair set that it holds."""
     names = set(storage.names())
     if layout.PLAN in names:
+        if overwrite:
+            clear_folder(storage)
         return
     foreign = sorted(name for name in names if layout.parse_temporary(name) is None)
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise UsageError(
             f"{storage.url} is not empty and holds no {layout.PLAN} (found {shown}); "
-            "choose an empty or new folder for --out, or --overwrite if it is a broken pair set"
+            "choose an empty or new folder for --out"
         )
 
 

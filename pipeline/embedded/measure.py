@@ -26,35 +26,53 @@ def measure(
     variations: int = 2,
     judge_steps: int = 400,
     seed: int = 0,
-) -> dict[str, float | int]:
-    """Figures of variations of the first `num_sources` test digits; RMS distances are on a scale where white is 1.
-
-    The standard error counts sources, not variations: two variations of one digit fail together.
-    """
+) -> dict[str, float]:
+    """Figures of two or more variations of the first `num_sources` test digits: see `preservation` and `distances`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         train_images, train_labels = split("train")
         images, labels = split("test")
         judge = train_judge(train_images, train_labels, judge_steps)
         accuracy = (predict(judge, images) == labels).float().mean().item()
-        nearest_views = torch.cat([views.mild(train_images) for _ in range(8)])
         images, labels = images[:num_sources], labels[:num_sources]
-        drawn = [vary(pipeline, images, seed=seed + number) for number in range(variations)]
-        preserved = torch.stack([(predict(judge, batch) == labels).float() for batch in drawn]).mean(dim=0)
+        drawn = torch.stack([vary(pipeline, images, seed=seed + number) for number in range(variations)])
         return {
-            "preserved": preserved.mean().item(),
-            "preserved_standard_error": (preserved.std() / len(preserved) ** 0.5).item(),
-            "judge_accuracy": accuracy,
             "sources": len(images),
             "variations_per_source": variations,
-            "rms_between_variations": rms(drawn[0], drawn[1]),
-            "rms_to_source": rms(drawn[0], images),
-            "rms_to_nearest_train_view": rms_to_nearest(drawn[0], nearest_views),
-            "rms_to_nearest_train_view_of_real_test": rms_to_nearest(images, nearest_views),
-            "rms_to_nearest_train_view_of_train_views": rms_to_nearest(
-                views.mild(train_images[:num_sources]), nearest_views
-            ),
+            "judge_accuracy": accuracy,
+            **preservation(judge, drawn, labels),
+            **distances(drawn, images, train_images),
         }
+
+
+def preservation(judge: nn.Module, drawn: Tensor, labels: Tensor) -> dict[str, float]:
+    """How often variations, grey float [V, N, 1, H, W], show their source's label, int64 [N], to the judge.
+
+    The standard error counts sources, not variations: two variations of one digit fail together.
+    """
+    kept = torch.stack([predict(judge, batch) == labels for batch in drawn]).float().mean(dim=0)
+    return {
+        "preserved": kept.mean().item(),
+        "preserved_standard_error": (kept.std() / len(kept) ** 0.5).item(),
+    }
+
+
+def distances(drawn: Tensor, images: Tensor, train_images: Tensor) -> dict[str, float]:
+    """RMS distances, black to white being 1, of variations [V, N, 1, H, W] of real images [N, 1, H, W].
+
+    A memorised training image would lie as near to some view of the train split as `rms_train_views_to_train`; a new
+    digit lies as far as `rms_real_test_to_train`.
+    """
+    views_of_train = torch.cat([views.mild(train_images) for _ in range(24)])
+    fresh = views.mild(train_images[: len(images)])
+    return {
+        "rms_between_variations": rms(drawn[0], drawn[1]),
+        "rms_to_source": rms(drawn[0], images),
+        "rms_variations_to_train": rms_to_nearest(drawn[0], views_of_train),
+        "rms_real_test_to_train": rms_to_nearest(images, views_of_train),
+        "rms_test_views_to_train": rms_to_nearest(views.mild(images), views_of_train),
+        "rms_train_views_to_train": rms_to_nearest(fresh, views_of_train),
+    }
 
 
 def load(folder: Path) -> StableDiffusionImageVariationPipeline:

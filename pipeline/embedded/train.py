@@ -147,7 +147,8 @@ def train_unet(cache: Cache, steps: int) -> UNet2DConditionModel:
 
     def follow(step: int) -> None:
         decay = min(0.998, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - decay)
+        for slow, fast in zip(average.parameters(), unet.parameters(), strict=True):
+            slow.lerp_(fast, 1 - decay)
 
     _descend("unet", unet.parameters(), loss, steps=steps, peak=1.5e-3, after=follow)
     return average

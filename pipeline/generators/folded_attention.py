@@ -256,6 +256,8 @@ def _other_inputs(unet: Network) -> str | None:
     for name in extras:
         if getattr(unet, name, None) is not None:
             return f"it has a {name}"
+    if any(getattr(block, "b1", None) is not None for block in unet.up_blocks):
+        return "FreeU is enabled"
     if unet.config.center_input_sample or unet.config.addition_embed_type is not None:
         return "it changes its inputs"
     return None

@@ -117,7 +117,11 @@ def test_a_killed_worker_is_replaced(start, undisturbed, tmp_path):
     folder = tmp_path / "set"
     command = start(folder, "--workers", "2")
     assert command.wait_until(lambda: folder.exists() and any("pairs-" in name for name in os.listdir(folder)))
-    victim = next(child for child in psutil.Process(command.process.pid).children() if "resource_tracker" not in " ".join(child.cmdline()))
+    victim = next(
+        child
+        for child in psutil.Process(command.process.pid).children()
+        if "resource_tracker" not in " ".join(child.cmdline())
+    )
     victim.kill()
     assert command.wait() == 0, command.log.read_text()
     assert_same_set(folder, reference)

@@ -65,6 +65,8 @@ def test_classes_are_spread_over_shards():
     names = [f"{'a' if number < 500 else 'b'}{number:04d}" for number in range(1000)]
     order = hash_order(names, 0)
     plan = SimpleNamespace(rows=1000, shards=10, shard_rows=plan_of(1000, 10).shard_rows)
-    shares = [np.mean([names[position][0] == "a" for position in order[shard_slice(plan, shard)]]) for shard in range(10)]
+    shares = [
+        np.mean([names[position][0] == "a" for position in order[shard_slice(plan, shard)]]) for shard in range(10)
+    ]
     # 100 draws without replacement: a standard deviation of five points, so that 25 is out of reach of chance
     assert all(0.25 < share < 0.75 for share in shares)

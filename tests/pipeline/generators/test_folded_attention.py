@@ -25,10 +25,8 @@ FOLDED = {
 }
 DECLINED = {
     "only-cross-attention": {**BASE, "only_cross_attention": True},
-    "dual": {**BASE, "dual_cross_attention": True},
     "scale-shift": {**BASE, "resnet_time_scale_shift": "scale_shift"},
     "centred-input": {**BASE, "center_input_sample": True},
-    "skipped-time-activation": {**BASE, "resnet_skip_time_act": True},
     "time-activation": {**BASE, "time_embedding_act_fn": "silu"},
     "gelu": {**BASE, "act_fn": "gelu"},
 }
@@ -98,6 +96,7 @@ def test_other_attention_processors_and_subclasses_are_declined():
     network = unet(BASE)
     network.fuse_qkv_projections()
     assert why_not(network)
+    assert why_not(UNet2DConditionModel(**BASE, dual_cross_attention=True))
     freed = unet(BASE)
     freed.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
     assert why_not(freed)

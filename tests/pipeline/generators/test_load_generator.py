@@ -69,7 +69,7 @@ def test_missing_models_say_what_to_do(tmp_path, monkeypatch):
         raise LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr("pipeline.generators.checkpoint.hf_hub_download", offline)
-    with pytest.raises(UsageError, match="(?s)owner/name at revision v9.*hf download.*HF_HOME"):
+    with pytest.raises(UsageError, match=r"(?s)owner/name at revision v9.*hf download.*HF_HOME"):
         load_generator(GeneratorConfig(model="owner/name", revision="v9"), CPU)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -14,20 +17,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from manifests import checksum, layout
-from manifests.errors import CorruptSetError, StorageError
+from manifests.errors import CorruptSetError, SchemaVersionError, StorageError, UsageError
 from manifests.plan import Plan, read_plan
 from manifests.schema import OK, ROW_SCHEMA, PairRow, RealImage, check_version, table_to_rows, version_of
-from manifests.storage import Storage, explained, open_storage
+from manifests.storage import PendingFile, Storage, explained, open_storage
 
 _PARTS_KEY = "diffmix.parts"
-_ROW_GROUP = 65_536
+ROW_GROUP = 65_536
 
-# Few values repeated are worth a dictionary; offsets and sizes are worth deltas; hashes and seeds are noise.
+# Few values repeated are worth a dictionary; offsets and sizes are worth deltas; hashes and seeds are noise. Keys lie
+# in hash order, so that neighbours share no beginning that would be worth more than general compression.
 _DICTIONARY = ["status", "error", "class_name", "generator", "shard", "label", "real.width", "real.height"]
 _DICTIONARY += [f"synthetic.list.element.{name}" for name in ("width", "height", "flagged")]
 _ENCODING = {
-    "key": "DELTA_BYTE_ARRAY",
-    "source": "DELTA_BYTE_ARRAY",
     "real.offset": "DELTA_BINARY_PACKED",
     "real.size": "DELTA_BINARY_PACKED",
     "synthetic.list.element.offset": "DELTA_BINARY_PACKED",
@@ -43,15 +45,33 @@ def committed_shards(storage: Storage, plan: Plan) -> set[int]:
 
 def read_part(storage: Storage, shard: int) -> pa.Table:
     """A part's rows, facts in the schema's metadata; raises `CorruptSetError` for any byte that is not as written."""
+    return _sealed_part(storage, shard)[0]
+
+
+def _sealed_part(storage: Storage, shard: int) -> tuple[pa.Table, str]:
+    """A part's rows and its own checksum."""
     name = layout.part_name(shard)
     where = f"{storage.url}/{name}"
-    with storage.open(name) as file, explained("read", where):
-        if not checksum.is_sound(file):
-            raise CorruptSetError(f"{where} is damaged: its bytes do not match its own checksum")
-        file.seek(0)
-        table = pq.read_table(file)
-    check_version(version_of(table.schema), where)
-    return table
+    file = io.BytesIO(storage.read(name))
+    if not checksum.is_sound(file):
+        raise CorruptSetError(f"{where} is damaged: its bytes do not match its own checksum")
+    with _opened(file, where) as parquet:
+        return parquet.read(), checksum.sealed_value(file) or ""
+
+
+@contextlib.contextmanager
+def _opened(file: IO[bytes], where: str, coded: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """The Parquet file, of our schema version; what is wrong with its bytes is a `CorruptSetError`.
+
+    Columns of strings named in `coded` come as a number a row and a list of their values.
+    """
+    with explained("read", where):
+        try:
+            parquet = pq.ParquetFile(file, read_dictionary=coded)
+            check_version(version_of(parquet.schema_arrow), where)
+            yield parquet
+        except pa.ArrowException as error:
+            raise CorruptSetError(f"{where} is damaged ({error}); `pipeline verify` names all that is hurt") from error
 
 
 def merge(storage: Storage, plan: Plan) -> int:
@@ -60,52 +80,81 @@ def merge(storage: Storage, plan: Plan) -> int:
     Raises `CorruptSetError` if a part is damaged, lacks rows or holds a key that another row has.
     """
     pending = storage.begin(layout.MANIFEST)
-    keys: list[NDArray[np.uint64]] = []
+    hashes: list[NDArray[np.uint64]] = []
+    parts = hashlib.sha256()
     try:
-        writer = pq.ParquetWriter(
-            pending.file,
-            ROW_SCHEMA,
-            compression="zstd",
-            compression_level=6,
-            use_dictionary=_DICTIONARY,
-            column_encoding=_ENCODING,
-            write_statistics=["shard", "status", "label"],
-        )
-        with explained("write", f"{storage.url}/{layout.MANIFEST}"), writer:
-            for table in _row_groups(storage, plan):
-                keys.append(_hashes(table["key"]))
-                writer.write_table(table, row_group_size=_ROW_GROUP)
-            writer.add_key_value_metadata({_PARTS_KEY: parts_digest(storage, plan), **checksum.PLACEHOLDER})
-        _check_unique(keys)
-        checksum.seal(pending.file)
-        pending.commit()
+        with explained("write", pending.where):
+            with manifest_writer(pending.file) as writer:
+                for table in row_groups(_parts(storage, plan, parts)):
+                    hashes.append(key_hashes(table["key"]))
+                    writer.write_table(table)
+                writer.add_key_value_metadata({_PARTS_KEY: parts.hexdigest(), **checksum.PLACEHOLDER})
+            _check_unique(np.concatenate(hashes))
+            checksum.seal(pending.file)
+        _commit(pending, storage, plan)
     finally:
         pending.discard()
-    return sum(map(len, keys))
+    return sum(map(len, hashes))
 
 
-def _row_groups(storage: Storage, plan: Plan) -> Iterator[pa.Table]:
+def _commit(pending: PendingFile, storage: Storage, plan: Plan) -> None:
+    try:
+        pending.commit()
+    except StorageError:
+        # Another process that merged the same parts first has removed every temporary, this one among them.
+        if not is_manifest_current(storage, plan):
+            raise
+
+
+def manifest_writer(file: IO[bytes]) -> pq.ParquetWriter:
+    """A writer of tables of `ROW_SCHEMA`, encoded as in manifest.parquet."""
+    return pq.ParquetWriter(
+        file,
+        ROW_SCHEMA,
+        compression="zstd",
+        compression_level=6,
+        use_dictionary=_DICTIONARY,
+        column_encoding=_ENCODING,
+        write_statistics=["shard", "status", "label"],
+    )
+
+
+def row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of `ROW_GROUP` rows, the last one excepted."""
     waiting: list[pa.Table] = []
-    for shard in range(plan.shards):
-        table = read_part(storage, shard)
-        if table.num_rows != plan.shard_rows(shard):
-            raise CorruptSetError(f"{layout.part_name(shard)} has {table.num_rows} rows, not {plan.shard_rows(shard)}")
-        waiting.append(table.cast(ROW_SCHEMA))
-        if sum(map(len, waiting)) >= _ROW_GROUP:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if waiting:
+    for table in tables:
+        waiting.append(table)
+        rows = sum(map(len, waiting))
+        if rows >= ROW_GROUP:
+            joined = pa.concat_tables(waiting)
+            whole = rows - rows % ROW_GROUP
+            yield from (joined.slice(start, ROW_GROUP) for start in range(0, whole, ROW_GROUP))
+            waiting = [joined.slice(whole)]
+    if any(map(len, waiting)):
         yield pa.concat_tables(waiting)
 
 
-def _hashes(keys: pa.ChunkedArray) -> NDArray[np.uint64]:
+def _parts(storage: Storage, plan: Plan, digest: hashlib._Hash) -> Iterator[pa.Table]:
+    """The rows of each shard; `digest` takes their checksums and ends as that of `parts_digest`."""
+    for shard in range(plan.shards):
+        table, sealed = _sealed_part(storage, shard)
+        if table.num_rows != plan.shard_rows(shard):
+            raise CorruptSetError(
+                f"{storage.url}/{layout.part_name(shard)} has {table.num_rows} rows; the plan gives this shard "
+                f"{plan.shard_rows(shard)}. Run `pipeline repair {storage.url}`"
+            )
+        digest.update(sealed.encode())
+        yield table.cast(ROW_SCHEMA)
+
+
+def key_hashes(keys: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """Eight bytes for each key: enough to tell a billion apart, little enough to hold them all."""
     digests = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys.to_pylist())
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
-def _check_unique(keys: list[NDArray[np.uint64]]) -> None:
-    values = np.concatenate(keys) if keys else np.empty(0, np.uint64)
-    if len(np.unique(values)) != len(values):
+def _check_unique(hashes: NDArray[np.uint64]) -> None:
+    if len(np.unique(hashes)) != len(hashes):
         raise CorruptSetError("two rows of the set have the same key; `pipeline verify` names the shards")
 
 
@@ -113,31 +162,33 @@ def parts_digest(storage: Storage, plan: Plan) -> str:
     """A hash over the checksums of all parts: tells whether a manifest.parquet is of these parts."""
     digest = hashlib.sha256()
     for shard in range(plan.shards):
-        with storage.open(layout.part_name(shard)) as file:
+        where = f"{storage.url}/{layout.part_name(shard)}"
+        with storage.open(layout.part_name(shard)) as file, explained("read", where):
             digest.update((checksum.sealed_value(file) or "").encode())
     return digest.hexdigest()
 
 
 def is_manifest_current(storage: Storage, plan: Plan) -> bool:
-    """Whether manifest.parquet is there, undamaged and merged from the parts that are there now."""
+    """Whether manifest.parquet is there, undamaged, of this schema version and merged from the parts of now."""
     if not storage.exists(layout.MANIFEST):
         return False
+    where = f"{storage.url}/{layout.MANIFEST}"
     try:
-        with storage.open(layout.MANIFEST) as file:
+        with storage.open(layout.MANIFEST) as file, explained("read", where):
             if not checksum.is_sound(file):
                 return False
-            file.seek(0)
-            metadata = pq.read_metadata(file).metadata or {}
-        return metadata.get(_PARTS_KEY.encode()) == parts_digest(storage, plan).encode()
-    except (pa.ArrowException, StorageError):
+            with _opened(file, where) as parquet:
+                recorded = (parquet.metadata.metadata or {}).get(_PARTS_KEY.encode())
+        return recorded == parts_digest(storage, plan).encode()
+    except (CorruptSetError, SchemaVersionError, StorageError):
         return False
 
 
 class Catalog:
     """The rows of a pair set, columns read when asked for.
 
-    Opening reads the plan and one file's footer: milliseconds at ten million rows. A column of numbers then costs
-    about 8 bytes a row. Positions are row numbers of the manifest, in shard order.
+    Opening reads the plan alone: milliseconds at ten million rows. A column of numbers then costs about 8 bytes a
+    row. Positions are row numbers of the manifest, in shard order.
     """
 
     def __init__(self, storage: Storage, plan: Plan, files: list[str]) -> None:
@@ -155,28 +206,40 @@ class Catalog:
         parts = [layout.part_name(shard) for shard in sorted(committed_shards(storage, plan))]
         if not parts:
             raise CorruptSetError(f"{url} has no committed shard yet; run `pipeline generate` with the same settings")
-        warnings.warn(f"{url} is not complete: reading {len(parts)} of {plan.shards} shards", stacklevel=2)
+        warnings.warn(
+            f"{url} has no {layout.MANIFEST} yet: reading {len(parts)} of its {plan.shards} shards one by one; "
+            "`pipeline generate` with the same settings, or `pipeline repair`, finishes it",
+            stacklevel=2,
+        )
         return cls(storage, plan, parts)
 
     def columns(self, *names: str) -> pa.Table:
-        """Columns by name, structs by dotted path (`real.offset`), as one table in shard order."""
+        """Columns by name as one table in shard order; a dotted path keeps one field of a struct.
+
+        `real.offset` gives `real` with that field alone, `synthetic.list.element.seed` gives lists of such structs.
+        Raises `UsageError` for a name that is no column.
+        """
         tables = []
-        for name in self._files:
-            where = f"{self.storage.url}/{name}"
-            with self.storage.open(name) as file, explained("read", where):
-                parquet = pq.ParquetFile(file)
-                check_version(version_of(parquet.schema_arrow), where)
-                tables.append(parquet.read(columns=list(names)).replace_schema_metadata(None))
+        for file in self._files:
+            with self._parquet(file) as parquet:
+                tables.append(_columns(parquet, names))
         return pa.concat_tables(tables)
 
     def __len__(self) -> int:
-        return int(self.columns("status").num_rows)
+        rows = 0
+        for file in self._files:
+            with self._parquet(file) as parquet:
+                rows += parquet.metadata.num_rows
+        return rows
 
     @cached_property
     def usable(self) -> NDArray[np.int64]:
         """Positions of the `ok` rows."""
-        mask = pc.equal(self.columns("status")["status"], OK)
-        return np.flatnonzero(mask.to_numpy()).astype(np.int64)
+        masks = []
+        for file in self._files:
+            with self._parquet(file, coded=["status"]) as parquet:
+                masks.append(pc.equal(parquet.read(columns=["status"])["status"], OK).to_numpy())
+        return np.flatnonzero(np.concatenate(masks)).astype(np.int64)
 
     def permutation(self, seed: int) -> NDArray[np.int64]:
         """Positions of the `ok` rows in a random order that depends on `seed` alone."""
@@ -187,9 +250,8 @@ class Catalog:
         found: dict[int, PairRow] = {}
         wanted = np.unique(np.asarray(positions, dtype=np.int64))
         start = 0
-        for name in self._files:
-            with self.storage.open(name) as file, explained("read", f"{self.storage.url}/{name}"):
-                parquet = pq.ParquetFile(file)
+        for file in self._files:
+            with self._parquet(file) as parquet:
                 for group in range(parquet.num_row_groups):
                     stop = start + parquet.metadata.row_group(group).num_rows
                     inside = wanted[(wanted >= start) & (wanted < stop)]
@@ -204,13 +266,27 @@ class Catalog:
         return self.storage.read_range(layout.tar_name(row.shard), image.offset, image.size)
 
     def row(self, key: str) -> PairRow:
-        """The row of one key; raises `CorruptSetError` naming it if the set has none."""
-        for name in self._files:
-            with self.storage.open(name) as file:
-                table = pq.read_table(file, filters=[("key", "=", key)])
-            if table.num_rows:
-                return table_to_rows(table)[0]
-        raise CorruptSetError(f"{self.storage.url} has no row with key {key!r}")
+        """The row of one key; raises `UsageError` naming it if the set has none."""
+        for file in self._files:
+            with self._parquet(file) as parquet:
+                for group in range(parquet.num_row_groups):
+                    position = pc.index(parquet.read_row_group(group, columns=["key"])["key"], key).as_py()
+                    if position >= 0:
+                        return table_to_rows(parquet.read_row_group(group).slice(position, 1))[0]
+        raise UsageError(f"{self.storage.url} has no row with key {key!r}; the column `key` of its manifest lists all")
+
+    @contextlib.contextmanager
+    def _parquet(self, name: str, coded: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+        with self.storage.open(name) as file, _opened(file, f"{self.storage.url}/{name}", coded) as parquet:
+            yield parquet
+
+
+def _columns(parquet: pq.ParquetFile, names: Sequence[str]) -> pa.Table:
+    paths = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
+    for name in names:
+        if not any(path == name or path.startswith(f"{name}.") for path in paths):
+            raise UsageError(f"a pair set has no column {name!r}; it has {', '.join(paths)}")
+    return parquet.read(columns=list(names)).replace_schema_metadata(None)
 
 
 def count_rows(storage: Storage, shards: set[int]) -> dict[str | None, int]:

@@ -46,6 +46,15 @@ def is_sound(file: IO[bytes]) -> bool:
     return file.read(64) == _digest(file, position)
 
 
+def sha256(file: IO[bytes]) -> str:
+    """Hexadecimal SHA-256 of a whole file."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _value_position(file: IO[bytes]) -> int | None:
     size = file.seek(0, 2)
     start = max(0, size - _TAIL)

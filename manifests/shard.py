@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from manifests import checksum, layout
+from manifests.errors import StorageError
 from manifests.schema import FAILED, PairRow, RealImage, ShardFacts, SyntheticImage, rows_to_table
-from manifests.storage import Storage
+from manifests.storage import Storage, explained
 
 _BLOCK = 512
 
@@ -70,6 +71,8 @@ class ShardWriter:
 
     def add(self, sample: Sample) -> PairRow:
         """Write a sample's members and remember its row; a failed sample has no members."""
+        if not layout.KEY_PATTERN.fullmatch(sample.key):
+            raise ValueError(f"{sample.key!r} is no key: {layout.KEY_PATTERN.pattern}")
         row = self._failed(sample) if sample.error is not None else self._written(sample)
         self.rows.append(row)
         return row
@@ -87,6 +90,8 @@ class ShardWriter:
         )
 
     def _written(self, sample: Sample) -> PairRow:
+        if self.labelled and sample.label is None:
+            raise ValueError(f"{sample.key} has no label, and every sample of a labelled set has one")
         real = None
         if sample.real is not None:
             real = RealImage(**self._image(layout.real_member(sample.key), sample.real))
@@ -126,31 +131,43 @@ class ShardWriter:
     def commit(self, *, replace: bool = False, **facts: Any) -> bool:
         """Tar first, then the part, whose presence counts; `facts` are the `ShardFacts` beside the tar's own.
 
-        A shard that someone else has committed meanwhile stays as it is, unless `replace`: then its part is removed
-        before the tar is replaced, so that a crash between leaves an uncommitted shard. Two processes may commit at
-        the same moment: whoever finds the other's tar under its own part takes the part back, so that the shard is
-        whole or uncommitted, never mixed. Returns False if that happened.
+        A shard that someone else has committed meanwhile stays as it is, unless `replace`: then the merged manifest
+        and the part are removed before the tar is replaced, so that a crash between leaves an uncommitted shard. Two
+        processes may commit at the same moment: whoever finds other bytes in the tar under its own part takes the
+        part back, so that the shard is whole or uncommitted, never mixed. Returns False if the other's tar stayed.
         """
         name = layout.part_name(self.shard)
-        if not replace and self.storage.exists(name):
-            self.discard()
-            return True
-        self._tar.finish()
-        shard_facts = ShardFacts(shard=self.shard, tar_size=self._tar.size, tar_sha256=self._tar.sha256(), **facts)
         part = self.storage.begin(name)
         try:
-            part.write(part_bytes(self.rows, shard_facts))
+            self._tar.finish()
+            shard_facts = ShardFacts(shard=self.shard, tar_size=self._tar.size, tar_sha256=self._tar.sha256(), **facts)
+            data = part_bytes(self.rows, shard_facts)
+            part.write(data)
+            part.sync()
             if replace:
+                self.storage.remove(layout.MANIFEST)
                 self.storage.remove(name)
+            elif self.storage.exists(name):
+                return True
             self._tar.pending.commit()
             part.commit()
-            if self._tar.pending.is_current():
+            if self._tar.pending.is_current() or self._is_tar_equal():
                 return True
-            if part.is_current():
+            if self.storage.exists(name) and self.storage.read(name) == data:
                 self.storage.remove(name)
             return False
         finally:
             part.discard()
+            self.discard()
+
+    def _is_tar_equal(self) -> bool:
+        """Whether the tar in place holds our bytes: another's equal ones, or ours where files have no identity."""
+        name = layout.tar_name(self.shard)
+        try:
+            with self.storage.open(name) as file, explained("read", f"{self.storage.url}/{name}"):
+                return checksum.sha256(file) == self._tar.sha256()
+        except StorageError:
+            return False
 
     def discard(self) -> None:
         """Forget the shard; harmless after `commit`."""
@@ -215,4 +232,4 @@ def _facts_of_sample(sample: Sample, generator: str | None) -> bytes:
         values = [getattr(image, column) for image in sample.synthetic]
         if values and None not in values:
             facts[column] = values
-    return json.dumps(facts, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    return json.dumps(facts, ensure_ascii=False).encode()

@@ -18,9 +18,11 @@ from typing import IO, Any, Literal
 import fsspec
 
 from manifests import layout
-from manifests.errors import StorageError
+from manifests.errors import DiffmixError, StorageError
 
 Owned = Literal["dead", "own", "all"]
+
+_OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci")
 
 
 class PendingFile(ABC):
@@ -50,7 +52,7 @@ class PendingFile(ABC):
 
     @abstractmethod
     def is_current(self) -> bool:
-        """After `commit`: whether the name still holds this file and not another process's."""
+        """After `commit`: whether the name surely still holds this file and not another process's."""
 
 
 class Storage(ABC):
@@ -64,7 +66,7 @@ class Storage(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Names of the files in the folder, hidden ones included, sorted; empty if the folder does not exist."""
+        """Names of all that is in the folder, hidden files included, sorted; empty if the folder does not exist."""
 
     @abstractmethod
     def exists(self, name: str) -> bool:
@@ -92,10 +94,10 @@ class Storage(ABC):
 
     @abstractmethod
     def sweep(self, owned: Owned = "dead") -> None:
-        """Remove temporaries of dead processes of this host, of this process, or all (once all shards are committed)."""
+        """Remove temporaries of this host's dead processes, of this process, or all: once all shards are committed."""
 
     def being_written(self) -> set[str]:
-        """Names that some process, as far as we can tell alive, is writing now."""
+        """Names that some process is writing now, as far as temporaries tell: those of other hosts count as alive."""
         temporaries = filter(None, map(layout.parse_temporary, self.names()))
         return {temporary.target for temporary in temporaries if not temporary.is_dead()}
 
@@ -112,6 +114,13 @@ class Storage(ABC):
 
     def write(self, name: str, data: bytes) -> None:
         """Write or replace a small file."""
+        try:
+            self._write(name, data)
+        except StorageError:
+            # Another process that finished the set has removed every temporary, and this one among them.
+            self._write(name, data)
+
+    def _write(self, name: str, data: bytes) -> None:
         pending = self.begin(name)
         try:
             pending.write(data)
@@ -122,19 +131,20 @@ class Storage(ABC):
 
 def open_storage(url: str) -> Storage:
     """The storage for a local path or an fsspec URL such as `s3://bucket/folder`."""
-    if "://" not in url:
+    protocol, separator, path = url.partition("://")
+    if not separator:
         return LocalStorage(url)
-    if url.startswith("file://"):
-        return LocalStorage(url.removeprefix("file://"))
-    return RemoteStorage(url)
+    return LocalStorage(path) if protocol in ("file", "local") else RemoteStorage(url)
 
 
 @contextlib.contextmanager
-def explained(action: str, where: str) -> Iterator[None]:
+def explained(action: str, where: str, errors: tuple[type[Exception], ...] = (OSError, MemoryError)) -> Iterator[None]:
     """Turn the system's errors into a `StorageError` that says what to do next."""
     try:
         yield
-    except (OSError, MemoryError) as error:
+    except DiffmixError:
+        raise
+    except errors as error:
         raise StorageError(f"cannot {action} {where}: {_reason(error)}") from error
 
 
@@ -144,7 +154,9 @@ def _reason(error: BaseException) -> str:
         return "no space left (or over quota); free some and run the same command again, committed shards are kept"
     if code in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{os.strerror(code)}; choose another --out or make it writable, then run the same command again"
-    if code == errno.ENOENT:
+    if code in (errno.ENOTDIR, errno.EEXIST):
+        return "there is a file in the way of the folder; choose another path"
+    if code == errno.ENOENT or isinstance(error, FileNotFoundError):
         return "it does not exist"
     return str(error) or type(error).__name__
 
@@ -153,7 +165,10 @@ class LocalStorage(Storage):
     """A folder of the local (or network) file system."""
 
     def __init__(self, path: str) -> None:
-        self.path = Path(path).expanduser().absolute()
+        try:
+            self.path = Path(path).expanduser().absolute()
+        except RuntimeError as error:
+            raise StorageError(f"cannot open {path}: {error} Give the folder without ~.") from error
         self.url = str(self.path)
 
     def create_folder(self) -> None:
@@ -161,13 +176,15 @@ class LocalStorage(Storage):
             self.path.mkdir(parents=True, exist_ok=True)
 
     def names(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        with explained("list", self.url), os.scandir(self.path) as entries:
-            return sorted(entry.name for entry in entries)
+        with explained("list", self.url):
+            try:
+                return sorted(path.name for path in self.path.iterdir())
+            except FileNotFoundError:
+                return []
 
     def exists(self, name: str) -> bool:
-        return (self.path / name).exists()
+        with explained("read", f"{self.url}/{name}"):
+            return (self.path / name).exists()
 
     def open(self, name: str) -> IO[bytes]:
         with explained("read", f"{self.url}/{name}"):
@@ -178,11 +195,11 @@ class LocalStorage(Storage):
             return (self.path / name).stat().st_size
 
     def create(self, name: str, data: bytes) -> bool:
-        temporary = self.path / layout.temporary_name(name)
+        target, temporary = self.path / name, self.path / layout.temporary_name(name)
         with explained("write", f"{self.url}/{name}"):
             try:
-                _write_durably(temporary, data)
-                os.link(temporary, self.path / name)
+                _create_durably(temporary, data)
+                _link(temporary, target, data)
                 _sync_folder(self.path)
             except FileExistsError:
                 return False
@@ -208,7 +225,7 @@ class _LocalPendingFile(PendingFile):
         self._temporary = folder / layout.temporary_name(name)
         self.where = str(self._target)
         with explained("write", self.where):
-            self.file = self._temporary.open("wb+", buffering=1 << 20)
+            self.file = self._temporary.open("xb+", buffering=1 << 20)
         self._identity = os.fstat(self.file.fileno())
 
     def commit(self) -> None:
@@ -227,7 +244,7 @@ class _LocalPendingFile(PendingFile):
     def is_current(self) -> bool:
         try:
             return os.path.samestat(self._target.stat(), self._identity)
-        except FileNotFoundError:
+        except OSError:
             return False
 
 
@@ -237,80 +254,93 @@ class RemoteStorage(Storage):
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+            self._fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise StorageError(f"cannot open {url}: {error} (for s3:// install diffmix[s3])") from error
+        self._root = root.rstrip("/")
 
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+    def _fresh(self, name: str = "") -> str:
+        """The path in the store, after forgetting what a listing said of it: other processes write there too."""
+        path = f"{self._root}/{name}" if name else self._root
+        self._fs.invalidate_cache(path)
+        return path
 
     def create_folder(self) -> None:
-        # Object stores have no folders; file systems behind fsspec (memory://, sftp://) do.
-        with explained("create", self.url):
-            self._fs.makedirs(self._root, exist_ok=True)
+        # Asking an object store for a folder would create the bucket: a typing error would become a bucket.
+        if self.url.partition("://")[0] not in _OBJECT_STORES:
+            with _explained("create", self.url):
+                self._fs.makedirs(self._fresh(), exist_ok=True)
 
     def names(self) -> list[str]:
-        with explained("list", self.url):
-            self._fs.invalidate_cache(self._root)
+        with _explained("list", self.url):
             try:
-                return sorted(path.rsplit("/", 1)[-1] for path in self._fs.ls(self._root, detail=False))
+                paths = self._fs.ls(self._fresh(), detail=False)
             except FileNotFoundError:
                 return []
+        inside = (path.removeprefix(f"{self._root}/").rstrip("/") for path in paths if path != self._root)
+        return sorted(filter(None, inside))
 
     def exists(self, name: str) -> bool:
-        with explained("read", f"{self.url}/{name}"):
-            self._fs.invalidate_cache(self._root)
-            return bool(self._fs.exists(self._path(name)))
+        with _explained("read", f"{self.url}/{name}"):
+            return bool(self._fs.exists(self._fresh(name)))
 
     def open(self, name: str) -> IO[bytes]:
-        with explained("read", f"{self.url}/{name}"):
-            file: IO[bytes] = self._fs.open(self._path(name), "rb")
+        with _explained("read", f"{self.url}/{name}"):
+            file: IO[bytes] = self._fs.open(self._fresh(name), "rb")
             return file
 
+    def read(self, name: str) -> bytes:
+        with _explained("read", f"{self.url}/{name}"):
+            data: bytes = self._fs.cat_file(self._fresh(name))
+            return data
+
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        with explained("read", f"{self.url}/{name}"):
-            data: bytes = self._fs.cat_file(self._path(name), start=offset, end=offset + size)
+        with _explained("read", f"{self.url}/{name}"):
+            data: bytes = self._fs.cat_file(self._fresh(name), start=offset, end=offset + size)
             return data
 
     def size(self, name: str) -> int:
-        with explained("read", f"{self.url}/{name}"):
-            self._fs.invalidate_cache(self._root)
-            return int(self._fs.size(self._path(name)))
+        with _explained("read", f"{self.url}/{name}"):
+            return int(self._fs.size(self._fresh(name)))
 
     def create(self, name: str, data: bytes) -> bool:
-        with explained("write", f"{self.url}/{name}"):
+        with _explained("write", f"{self.url}/{name}"):
             try:
-                self._fs.pipe_file(self._path(name), data, mode="create")
+                self._fs.pipe_file(self._fresh(name), data, mode="create")
             except FileExistsError:
                 return False
         return True
 
     def begin(self, name: str) -> PendingFile:
-        return _RemotePendingFile(self._fs, self._path(name), name, f"{self.url}/{name}")
+        return _RemotePendingFile(self._fs, self._fresh(name), name, f"{self.url}/{name}")
 
     def remove(self, name: str) -> None:
-        with explained("remove", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(name))
+        with _explained("remove", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._fresh(name))
+
+    def being_written(self) -> set[str]:
+        return set()  # nothing temporary is ever uploaded: who writes cannot be told, and asking would cost a listing
 
     def sweep(self, owned: Owned = "dead") -> None:
-        # Nothing temporary is ever uploaded; what a killed process left lies in this machine's temporary folder.
+        # What a killed process left lies in this machine's temporary folder.
         folder = Path(tempfile.gettempdir())
         _sweep(folder, [path.name for path in folder.iterdir()], "own" if owned == "own" else "dead")
 
 
 class _RemotePendingFile(PendingFile):
     def __init__(self, fs: Any, path: str, name: str, where: str) -> None:
-        self._fs, self._path = fs, path
-        self._temporary = Path(tempfile.gettempdir()) / layout.temporary_name(f"{name}-{os.urandom(4).hex()}")
-        self.where = where
-        with explained("write", str(self._temporary)):
-            self.file = self._temporary.open("wb+", buffering=1 << 20)
+        self._fs, self._path, self._url = fs, path, where
+        self._temporary = Path(tempfile.gettempdir()) / layout.temporary_name(name)
+        self.where = f"{self._temporary} (the local copy of {where}; TMPDIR chooses the folder)"
+        with explained("write", self.where):
+            self.file = self._temporary.open("xb+", buffering=1 << 20)
 
     def commit(self) -> None:
         with explained("write", self.where):
             self.file.close()
+        with _explained("write", self._url):
             self._fs.put_file(str(self._temporary), self._path)
-            self._temporary.unlink()
+        self.discard()
 
     def discard(self) -> None:
         with contextlib.suppress(OSError):
@@ -322,11 +352,31 @@ class _RemotePendingFile(PendingFile):
         return True  # an upload has no identity to compare; see the README on several writers to one bucket
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _explained(action: str, where: str) -> contextlib.AbstractContextManager[None]:
+    # Each kind of store has errors of its own, and few of them are OSErrors.
+    return explained(action, where, (Exception,))
+
+
+def _create_durably(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            path.unlink()
+            raise
+
+
+def _link(temporary: Path, target: Path, data: bytes) -> None:
+    """Give a complete file its name if that is free, else raise `FileExistsError`."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        # FAT, SMB and most FUSE mounts have no links; here the name is there a moment before all of its bytes.
+        _create_durably(target, data)
 
 
 def _sync_folder(folder: Path) -> None:

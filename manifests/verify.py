@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO
 
-import pyarrow as pa
+import numpy as np
+from numpy.typing import NDArray
 
-from manifests import layout
-from manifests.catalog import is_manifest_current, read_part
-from manifests.errors import CorruptSetError, SchemaVersionError, StorageError
+from manifests import checksum, layout
+from manifests.catalog import is_manifest_current, key_hashes, read_part
+from manifests.errors import CorruptSetError, StorageError
 from manifests.plan import Plan
-from manifests.schema import FAILED, PairRow, RealImage, ShardFacts, facts_of, table_to_rows
+from manifests.schema import FAILED, OK, PairRow, RealImage, ShardFacts, facts_of, table_to_rows
 from manifests.storage import Storage, explained
-
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,54 +48,52 @@ def verify(storage: Storage, plan: Plan) -> Report:
     """Check every file of the set against its checksums: any flipped, missing or added byte is found."""
     report = Report(shards=plan.shards)
     names = set(storage.names())
-    seen: set[bytes] = set()  # hashes of the keys seen
+    hashes: dict[int, NDArray[np.uint64]] = {}
     for shard in range(plan.shards):
-        rows = _verify_shard(storage, plan, shard, names, report)
-        report.problems += _duplicates(shard, rows, seen)
+        hashes[shard] = _verify_shard(storage, plan, shard, names, report)
+    report.problems += _duplicates(storage, hashes)
     report.problems += _strays(plan, names)
     report.problems += _stale_manifest(storage, plan, names, report)
     return report
 
 
-def _verify_shard(storage: Storage, plan: Plan, shard: int, names: set[str], report: Report) -> list[PairRow]:
+def _verify_shard(storage: Storage, plan: Plan, shard: int, names: set[str], report: Report) -> NDArray[np.uint64]:
+    """Check one shard; returns its keys' hashes, none if the part cannot be read."""
+    nothing = np.empty(0, np.uint64)
     part, tar = layout.part_name(shard), layout.tar_name(shard)
     if part not in names:
         reason = "not committed: its part is missing" if tar in names else "missing: not generated yet, or lost"
         report.problems.append(Problem(file=part, reason=reason, shard=shard))
-        return []
+        return nothing
     try:
         table = read_part(storage, shard)
         facts = facts_of(table.schema, part)
         rows = table_to_rows(table)
-    except SchemaVersionError:
-        raise
-    except (CorruptSetError, StorageError, pa.ArrowException, ValueError, TypeError) as error:
+    except (CorruptSetError, StorageError, ValueError, TypeError) as error:
         report.problems.append(Problem(file=part, reason=f"unreadable part: {error}", shard=shard))
-        return []
+        return nothing
     wrong = _wrong_rows(plan, shard, rows, facts)
     if wrong:
         report.problems.append(Problem(file=part, reason=wrong, shard=shard))
-        return []
+        return nothing
     _count(report, shard, rows)
     problem = (
         _verify_tar(storage, shard, facts, rows) if tar in names else Problem(file=tar, reason="missing", shard=shard)
     )
     if problem:
         report.problems.append(problem)
-    return rows
+    return key_hashes(table["key"])
 
 
-def _duplicates(shard: int, rows: list[PairRow], seen: set[bytes]) -> list[Problem]:
-    twice = []
-    for row in rows:
-        digest = hashlib.blake2b(row.key.encode(), digest_size=8).digest()
-        if digest in seen:
-            twice.append(row.key)
-        seen.add(digest)
-    if not twice:
-        return []
-    reason = f"{len(twice)} keys are in the set twice; generate it again into a new folder"
-    return [Problem(file=layout.part_name(shard), reason=reason, keys=tuple(twice))]
+def _duplicates(storage: Storage, hashes: Mapping[int, NDArray[np.uint64]]) -> Iterator[Problem]:
+    values, counts = np.unique(np.concatenate(list(hashes.values())), return_counts=True)
+    twice = values[counts > 1]
+    for shard, own in hashes.items():
+        positions = np.flatnonzero(np.isin(own, twice))
+        if len(positions):
+            keys = read_part(storage, shard)["key"].take(positions).to_pylist()
+            reason = f"{len(keys)} keys are in the set more than once; generate it again into a new folder"
+            yield Problem(file=layout.part_name(shard), reason=reason, keys=tuple(keys))
 
 
 def _wrong_rows(plan: Plan, shard: int, rows: list[PairRow], facts: ShardFacts) -> str | None:
@@ -104,9 +101,17 @@ def _wrong_rows(plan: Plan, shard: int, rows: list[PairRow], facts: ShardFacts) 
         return f"holds the rows of shard {facts.shard}"
     if len(rows) != plan.shard_rows(shard):
         return f"has {len(rows)} rows; the plan gives this shard {plan.shard_rows(shard)}"
-    if any(row.generator != plan.generator_id for row in rows):
+    generator = plan.generator_id
+    if any(row.generator != generator for row in rows):
         return "was made by another generator than plan.json names"
+    incomplete = [row.key for row in rows if row.status == OK and not _is_complete(row, plan)]
+    if incomplete:
+        return f"calls {len(incomplete)} rows ok that lack images of the plan, {incomplete[0]} first"
     return None
+
+
+def _is_complete(row: PairRow, plan: Plan) -> bool:
+    return len(row.synthetic) == plan.variations and (row.real is None) == (plan.store_real is None)
 
 
 def _count(report: Report, shard: int, rows: list[PairRow]) -> None:
@@ -123,7 +128,7 @@ def _verify_tar(storage: Storage, shard: int, facts: ShardFacts, rows: list[Pair
     try:
         size = storage.size(name)
         with storage.open(name) as file, explained("read", f"{storage.url}/{name}"):
-            if size == facts.tar_size and _sha256(file) == facts.tar_sha256:
+            if size == facts.tar_size and checksum.sha256(file) == facts.tar_sha256:
                 return None
             hurt = tuple(row.key for row in rows if not is_intact(file, row))
     except StorageError as error:
@@ -134,7 +139,7 @@ def _verify_tar(storage: Storage, shard: int, facts: ShardFacts, rows: list[Pair
 
 
 def is_intact(file: IO[bytes], row: PairRow) -> bool:
-    """Whether every image of the row lies in the open tar as its SHA-256 says; True for failed rows, which have none."""
+    """Whether every image of the row lies in the open tar as its SHA-256 says; failed rows have none to hurt."""
     return all(_read_image(file, image) is not None for image in _images(row))
 
 
@@ -156,20 +161,11 @@ def _read_image(file: IO[bytes], image: RealImage) -> bytes | None:
     return data if hashlib.sha256(data).digest() == image.sha256 else None
 
 
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    file.seek(0)
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _strays(plan: Plan, names: set[str]) -> Iterator[Problem]:
-    for name in sorted(names):
-        for suffix in ("tar", "parquet"):
-            shard = layout.shard_of(name, suffix)
-            if shard is not None and shard >= plan.shards:
-                yield Problem(file=name, reason=f"stray: the plan has shards 0 to {plan.shards - 1}; delete the file")
+    planned = {name(shard) for shard in range(plan.shards) for name in (layout.tar_name, layout.part_name)}
+    for name in sorted(names - planned):
+        if layout.looks_like_shard(name):
+            yield Problem(file=name, reason=f"stray: the plan has shards 0 to {plan.shards - 1}; delete the file")
         temporary = layout.parse_temporary(name)
         if temporary is not None and temporary.is_dead():
             yield Problem(file=name, reason="left by a process that died; `pipeline repair` removes it")

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from manifests.errors import DiffmixError
+from pipeline.bench import DEFAULT_SECTIONS, SECTIONS
 from pipeline.options import generation_options, settings_of
 from pipeline.signals import RESUMABLE, Stopped, stoppable
 
@@ -188,6 +189,44 @@ def sheet(folder: str, out: Path, samples: int, thumbnail: int, seed: int, as_js
 
     files = [str(path) for path in write_sheet(folder, out, samples=samples, thumbnail=thumbnail, seed=seed)]
     _print({"files": files}, as_json, "\n".join(files))
+    return 0
+
+
+@cli.command()
+@click.option("--sections", default=",".join(DEFAULT_SECTIONS), show_default=True, help=f"Of {', '.join(SECTIONS)}.")
+@click.option("--model", help="Compare this image-variation model: hub id or local folder in diffusers format.")
+@click.option("--revision", help="Revision of a hub model.")
+@click.option("--random-weights", is_flag=True, help="Compare Stable Diffusion's architecture with random weights.")
+@click.option("--images", type=click.IntRange(2), help="Images of one run.  [default: by model]")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps.  [default: the model's]")
+@click.option("--guidance-scale", type=float, help="Guidance of both sides.  [default: the model's]")
+@click.option("--size", type=click.IntRange(8), help="Side of the images in pixels.  [default: the model's]")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Of the plain loop.")
+@click.option("--rounds", type=click.IntRange(1), help="Repetitions; medians are shown.  [default: by section]")
+@click.option("--manifest-rows", type=click.IntRange(1), help="Rows of the manifest.  [default: 10000000]")
+@click.option("--memory-images", type=click.IntRange(10), help="Add the section memory, over N tiny images.")
+@click.option("--quick", is_flag=True, help="A minute of small runs: for a look, not for a table.")
+@_json_option
+def bench(sections: str, as_json: bool, **values: Any) -> int:
+    """Measure images/s, host work, tar and manifest as ratios against named baselines, in one run.
+
+    On an idle machine; with a GPU, --random-weights or --model measure it, the small default models stay on the CPU.
+
+    \b
+    pipeline bench
+    pipeline bench --sections generation --random-weights    # images/s and TFLOP/s of Stable Diffusion, no download
+    """
+    from pipeline.bench.figures import Settings
+    from pipeline.bench.suite import bench as measure
+
+    names = sections.split(",") + (["memory"] if values["memory_images"] else [])
+    if unknown := sorted(set(names) - set(SECTIONS)):
+        raise click.UsageError(f"--sections: unknown {', '.join(unknown)}; known: {', '.join(SECTIONS)}")
+    if values["model"] and values["random_weights"]:
+        raise click.UsageError("--model and --random-weights exclude each other")
+    facts = measure(Settings(**values), list(dict.fromkeys(names)), lambda text: click.echo(text, err=True))
+    text = facts.pop("text")
+    _print(facts, as_json, text)
     return 0
 
 

@@ -117,7 +117,10 @@ def in_turns(rounds: int, tasks: Mapping[str, Callable[[], None]], say: Say = la
             started = time.perf_counter()
             tasks[name]()
             seconds[name].append(time.perf_counter() - started)
-        say(f"round {count + 1} of {rounds}: " + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items()))
+        say(
+            f"round {count + 1} of {rounds}: "
+            + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items())
+        )
     return {name: Times(tuple(times)) for name, times in seconds.items()}
 
 

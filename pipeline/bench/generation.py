@@ -261,7 +261,9 @@ class _Comparison:
         edge = generator.size // generator.vae_factor
         latents = noise(seeds, (generator.unet.config.in_channels, edge, edge))
         pictures = self.plain.pictures(self.plain.inputs(files), latents)
-        theirs = torch.stack([torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8) for picture in pictures])
+        theirs = torch.stack(
+            [torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8) for picture in pictures]
+        )
         apart = (ours.reshape(theirs.shape).int() - theirs.int()).abs()
         return Figure(
             name=f"{self.case.name}, pictures from the same latents, largest difference",

@@ -26,6 +26,9 @@ KEY_LENGTH = 80  # `KEY.synNN.jpg` must fit a plain tar header's 100 characters
 DIGEST_LENGTH = 12  # hex digits: a million names that differ in nothing but unprintable characters still stay apart
 MAX_LABEL = 2**31 - 1
 _BATCH_ROWS = 65_536
+_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}\Z")
+_NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_]+")
 
 
 class UnreadableImageError(Exception):
@@ -111,11 +114,11 @@ def make_key(name: str) -> str:
     its hash, so that `a/b.jpg`, `a/b.png` and `a-b.jpg` stay apart, and so do the composed and decomposed spellings
     of one accented name.
     """
-    if len(name) <= KEY_LENGTH and re.fullmatch(r"[A-Za-z0-9_-]+", name):
+    if len(name) <= KEY_LENGTH and _KEY.fullmatch(name):
         return name
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=DIGEST_LENGTH // 2).hexdigest()
-    stem = re.sub(r"\.[A-Za-z0-9]{1,5}\Z", "", name)
-    readable = re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[-(KEY_LENGTH - DIGEST_LENGTH - 1) :].strip("-")
+    stem = _SUFFIX.sub("", name)
+    readable = _NOT_IN_KEYS.sub("-", stem).strip("-")[-(KEY_LENGTH - DIGEST_LENGTH - 1) :].strip("-")
     return f"{readable}-{digest}" if readable else digest
 
 

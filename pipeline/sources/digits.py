@@ -8,6 +8,7 @@ import io
 import pyarrow as pa
 from PIL import Image
 
+from manifests.errors import UsageError
 from pipeline.embedded import digits
 from pipeline.sources.base import IndexBuilder, UnreadableImageError, sorted_index
 
@@ -20,7 +21,8 @@ class DigitsSource:
     ignored = 0
 
     def __init__(self, location: str = "digits") -> None:
-        self.location = location
+        if location != "digits":
+            raise UsageError(f"the built-in digits lie nowhere, so {location!r} cannot be found: say just digits.")
 
     def index(self) -> pa.Table:
         """See `Source.index`."""

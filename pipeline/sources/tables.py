@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from manifests.errors import UsageError
 from pipeline.sources.base import INDEX_SCHEMA, MAX_LABEL, UnreadableImageError, make_key, sorted_index
@@ -31,6 +32,7 @@ IMAGE_COLUMNS = (
     *("image_path", "image_file", "file_name", "filename", "filepath", "file", "path"),
 )
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "fine_label")
+SAVED_MARKS = ("dataset_dict.json", "state.json", "dataset_info.json")  # one of them is in what `save_to_disk` wrote
 KEY_COLUMNS = ("key", "id", "__key__")
 
 _SPLIT_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
@@ -120,15 +122,18 @@ def _quiet() -> Iterator[None]:
 
 
 def _load(path: Path) -> Dataset:
-    from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-    is_saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json", "dataset_info.json"))
+    is_saved = any((path / name).is_file() for name in SAVED_MARKS)
     files = [] if is_saved else _parquet_files(path)
     try:
-        if not is_saved:
-            # `datasets` takes file names for patterns.
-            return load_dataset("parquet", data_files=[glob.escape(name) for name in files], split="train")
-        loaded = load_from_disk(str(path))
+        if is_saved:
+            loaded = load_from_disk(str(path))
+        else:
+            filled = [name for name in files if pq.read_metadata(name).num_rows]  # `datasets` fails on empty ones
+            # It takes file names for patterns, too.
+            patterns = [glob.escape(name) for name in filled]
+            loaded = load_dataset("parquet", data_files=patterns, split="train") if filled else Dataset.from_dict({})
     except Exception as error:  # whatever a damaged file makes `datasets`, Arrow or the disk raise
         cause = error.__cause__ or error
         raise UsageError(f"cannot read {path} as a table: {cause}. Check that its files are whole.") from error
@@ -216,9 +221,11 @@ def _described(images: Dataset) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
             data, path = pc.struct_field(column, "bytes"), pc.struct_field(column, "path")
         elif _is_text(column.type):
             data, path = unknown, column
+        if pa.types.is_null(data.type):
+            data = data.cast(pa.binary())
         path = path.cast(pa.string())
         paths.append(pc.if_else(pc.equal(path, ""), None, path))
-        sizes.append(pc.binary_length(data.cast(pa.binary()) if data is unknown else data).cast(pa.int64()))
+        sizes.append(pc.binary_length(data).cast(pa.int64()))
     return pa.chunked_array(paths, pa.string()), pa.chunked_array(sizes, pa.int64())
 
 

@@ -57,13 +57,13 @@ def preservation(judge: nn.Module, drawn: Tensor, labels: Tensor) -> dict[str, f
     }
 
 
-def distances(drawn: Tensor, images: Tensor, train_images: Tensor) -> dict[str, float]:
+def distances(drawn: Tensor, images: Tensor, train_images: Tensor, num_views: int = 24) -> dict[str, float]:
     """RMS distances, black to white being 1, of variations [V, N, 1, H, W] of real images [N, 1, H, W].
 
     A memorised training image would lie as near to some view of the train split as `rms_train_views_to_train`; a new
     digit lies as far as `rms_real_test_to_train`.
     """
-    views_of_train = torch.cat([views.mild(train_images) for _ in range(24)])
+    views_of_train = torch.cat([views.mild(train_images) for _ in range(num_views)])
     fresh = views.mild(train_images[: len(images)])
     return {
         "rms_between_variations": rms(drawn[0], drawn[1]),
@@ -76,8 +76,8 @@ def distances(drawn: Tensor, images: Tensor, train_images: Tensor) -> dict[str, 
 
 
 def load(folder: Path) -> StableDiffusionImageVariationPipeline:
-    """The saved pipeline, in float32 on the CPU."""
-    pipeline = StableDiffusionImageVariationPipeline.from_pretrained(folder).to(torch.float32)
+    """The saved pipeline, in float32 on the CPU: `train.save` sees to it that no dtype need be named."""
+    pipeline = StableDiffusionImageVariationPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -1,4 +1,4 @@
-"""Trains the embedded checkpoint: `python -m pipeline.embedded.train --out DIR`, a quarter of an hour on one core.
+"""Trains the embedded checkpoint: `python -m pipeline.embedded.train --out DIR`, about twenty minutes on one core.
 
 Four stages, none of which sees a label or a test digit: an autoencoder (the latent space), a CLIP vision encoder by
 SimCLR (the condition), cached views of every training digit, and a UNet that denoises one view's latents given the
@@ -29,7 +29,7 @@ from pipeline.embedded import digits, models, views
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """How long each stage trains; the defaults take about a quarter of an hour on one core."""
+    """How long each stage trains; the defaults take about twenty minutes on one core."""
 
     vae_steps: int = 700
     encoder_steps: int = 800

@@ -84,7 +84,7 @@ def undisturbed(context, tiny_model, photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     arguments = ["generate", "--source", photos, "--model", tiny_model, "--out", folder / "set"]
     arguments += ["--batch-size", "4", "--shards", "6", "--steps", "8"]
-    warm_up = Command(context, ["--version"], {}, folder / "warm-up.txt")  # imports everything in the server
+    warm_up = Command(context, ["--help"], {}, folder / "warm-up.txt")  # imports everything in the server
     assert warm_up.wait() == 0
     started = time.monotonic()
     command = Command(context, arguments, {}, folder / "log.txt")

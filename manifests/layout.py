@@ -87,6 +87,10 @@ class Temporary:
         """Whether this process writes it."""
         return self.host == host() and self.pid == os.getpid()
 
+    def is_of_live_sibling(self) -> bool:
+        """Whether another running process of this host writes it."""
+        return self.host == host() and self.pid != os.getpid() and _is_running(self.pid)
+
     def is_dead(self) -> bool:
         """Whether its writer was a process of this host that no longer runs; of other hosts we cannot tell."""
         return self.host == host() and not _is_running(self.pid)

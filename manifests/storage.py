@@ -22,6 +22,7 @@ from manifests.errors import DiffmixError, StorageError
 
 Owned = Literal["dead", "own", "all"]
 
+_ATTEMPTS = 4
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci")
 
 
@@ -94,7 +95,10 @@ class Storage(ABC):
 
     @abstractmethod
     def sweep(self, owned: Owned = "dead") -> None:
-        """Remove temporaries of this host's dead processes, of this process, or all: once all shards are committed."""
+        """Remove temporaries of this host's dead processes, of this process, or all, once all shards are committed.
+
+        "all" spares those of this host's running processes, which remove their own: they may be finishing the same set.
+        """
 
     def being_written(self) -> set[str]:
         """Names that some process is writing now, as far as temporaries tell: those of other hosts count as alive."""
@@ -114,13 +118,13 @@ class Storage(ABC):
 
     def write(self, name: str, data: bytes) -> None:
         """Write or replace a small file."""
-        try:
-            self._write(name, data)
-        except StorageError:
-            # Another process that finished the set has removed every temporary, and this one among them.
-            self._write(name, data)
+        for _ in range(_ATTEMPTS - 1):
+            # Processes of other hosts that finish the same set remove every temporary, this one perhaps among them.
+            with contextlib.suppress(StorageError):
+                return self._write_once(name, data)
+        return self._write_once(name, data)
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write_once(self, name: str, data: bytes) -> None:
         pending = self.begin(name)
         try:
             pending.write(data)
@@ -392,8 +396,16 @@ def _sync_folder(folder: Path) -> None:
 def _sweep(folder: Path, names: list[str], owned: Owned) -> None:
     for name in names:
         temporary = layout.parse_temporary(name)
-        if temporary is None:
-            continue
-        if owned == "all" or (temporary.is_own() if owned == "own" else temporary.is_dead()):
+        if temporary is not None and _is_swept(temporary, owned):
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
+
+
+def _is_swept(temporary: layout.Temporary, owned: Owned) -> bool:
+    match owned:
+        case "own":
+            return temporary.is_own()
+        case "dead":
+            return temporary.is_dead()
+        case "all":
+            return not temporary.is_of_live_sibling()

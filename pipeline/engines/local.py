@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class _Member:
     """One worker process as its parent sees it."""
 
     device: torch.device
-    process: SpawnProcess
+    process: BaseProcess
     connection: Connection
     shards: set[int] = field(default_factory=set)  # handed out, not known to be committed
     asking: bool = False
@@ -88,9 +88,11 @@ class _Crew:
             self._dismiss()
 
     def _hire(self, device: torch.device) -> _Member:
-        context = multiprocessing.get_context("spawn")
+        # One server imports everything once and forks the workers; it never touches a GPU, so CUDA is safe in them.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, "pipeline.generators.sd_variations"])
         ours, theirs = context.Pipe()
-        process = context.Process(target=_member_main, args=(theirs, self._job, str(device), os.getpid()), daemon=True)
+        process = context.Process(target=_member_main, args=(theirs, self._job, str(device)), daemon=True)
         process.start()
         theirs.close()
         return _Member(device, process, ours)
@@ -177,10 +179,10 @@ def _send(connection: Connection, message: Any) -> None:
         connection.send(message)
 
 
-def _member_main(connection: Connection, job: Job, device: str, parent: int) -> None:
+def _member_main(connection: Connection, job: Job, device: str) -> None:
     """A worker process: asks for tasks, sends events, ends when it is told that there is nothing left."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with stoppable():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -209,7 +211,8 @@ def _received(connection: Connection) -> Iterator[ShardTask]:
         yield task
 
 
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "workers are started by multiprocessing"
+    parent.join()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -72,9 +72,7 @@ def shard_samples(plan: Plan, shard: int, salt: object = 0, failed: Iterable[str
         yield sample
 
 
-def open_writer(
-    storage: Storage, plan: Plan, shard: int, salt: object = 0, failed: Iterable[str] = ()
-) -> ShardWriter:
+def open_writer(storage: Storage, plan: Plan, shard: int, salt: object = 0, failed: Iterable[str] = ()) -> ShardWriter:
     writer = ShardWriter(storage, shard, generator=plan.generator_id, labelled=plan.labelled)
     for sample in shard_samples(plan, shard, salt, failed):
         writer.add(sample)

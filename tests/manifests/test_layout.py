@@ -20,7 +20,9 @@ def test_shard_names_are_read_back(shard: int):
     assert layout.looks_like_shard(layout.tar_name(shard))
 
 
-@pytest.mark.parametrize("name", ["pairs-1.tar", "pairs-0000001.tar", "pairs-00000١.tar", "pairs-000001.tar\n", "x.tar"])
+@pytest.mark.parametrize(
+    "name", ["pairs-1.tar", "pairs-0000001.tar", "pairs-00000١.tar", "pairs-000001.tar\n", "x.tar"]
+)
 def test_other_names_are_no_shards(name: str):
     assert layout.shard_of(name, "tar") is None
 

@@ -24,7 +24,10 @@ def test_shards_share_the_rows_evenly(rows: int, shards: int):
 
 
 def test_plans_come_back():
-    for plan in (make_plan(), make_plan(generator=None, limit=3, store_real=None, source={"kind": "é", "x": [1, None]})):
+    for plan in (
+        make_plan(),
+        make_plan(generator=None, limit=3, store_real=None, source={"kind": "é", "x": [1, None]}),
+    ):
         assert Plan.from_bytes(plan.to_bytes()) == plan
         assert plan.to_bytes() == plan.to_bytes() and plan.to_bytes().endswith(b"}\n")
 
@@ -82,7 +85,9 @@ def test_tuples_and_lists_are_the_same_plan(storage: LocalStorage):
         ({"generator": None}, ["generator.class"]),
     ],
 )  # fmt: skip
-def test_another_plan_is_refused_and_named(storage: LocalStorage, plan: Plan, changes: dict[str, Any], named: list[str]):
+def test_another_plan_is_refused_and_named(
+    storage: LocalStorage, plan: Plan, changes: dict[str, Any], named: list[str]
+):
     claim(storage, plan)
     with pytest.raises(PlanMismatchError) as caught:
         claim(storage, make_plan(**changes))
@@ -146,6 +151,8 @@ def test_exactly_one_of_many_processes_creates_the_plan(storage: LocalStorage, l
             process.join()
         assert sum(created for _, _, created in answers) == 1
         winner = read_plan(storage).seed
-        assert sorted(map(str, (answer for _, answer, _ in answers))) == sorted([str(winner)] * 4 + ["PlanMismatchError"] * 4)
+        assert sorted(map(str, (answer for _, answer, _ in answers))) == sorted(
+            [str(winner)] * 4 + ["PlanMismatchError"] * 4
+        )
         assert storage.names() == [layout.PLAN]
         storage.remove(layout.PLAN)

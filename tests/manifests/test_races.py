@@ -94,7 +94,9 @@ class SteppedStorage(LocalStorage):
 
 
 @pytest.mark.parametrize("replace", [(False, False), (True, False), (True, True)])
-def test_no_interleaving_of_two_commits_mixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: tuple[bool, bool]):
+def test_no_interleaving_of_two_commits_mixes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: tuple[bool, bool]
+):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     steps = 5
     orders = list(itertools.product((0, 1), repeat=2 * steps))

@@ -65,7 +65,11 @@ def test_rows_point_at_the_bytes(finished: tuple[LocalStorage, Plan]):
         tar = members(storage, row.shard)
         assert catalog.image(row, row.real) == sample.real.data == tar[layout.real_member(row.key)]
         for index, image in enumerate(row.synthetic):
-            assert catalog.image(row, image) == sample.synthetic[index].data == tar[layout.synthetic_member(row.key, index)]
+            assert (
+                catalog.image(row, image)
+                == sample.synthetic[index].data
+                == tar[layout.synthetic_member(row.key, index)]
+            )
             assert hashlib.sha256(sample.synthetic[index].data).digest() == image.sha256
             assert (image.seed, image.similarity) == (sample.synthetic[index].seed, 0.5 + index / 8)
         assert (row.source, row.class_name, row.generator) == (sample.source, sample.class_name, plan.generator_id)
@@ -106,7 +110,9 @@ def test_scores_are_left_out_of_sets_without_them(storage: LocalStorage):
     }  # fmt: skip
 
 
-@given(st.lists(st.tuples(st.from_regex(r"\A[A-Za-z0-9_-]{1,80}\Z"), st.binary(max_size=1100)), unique_by=lambda x: x[0]))
+@given(
+    st.lists(st.tuples(st.from_regex(r"\A[A-Za-z0-9_-]{1,80}\Z"), st.binary(max_size=1100)), unique_by=lambda x: x[0])
+)
 @settings(max_examples=30)
 def test_equal_members_give_equal_bytes_and_right_offsets(contents: list[tuple[str, bytes]]):
     tars = []

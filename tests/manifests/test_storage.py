@@ -31,7 +31,14 @@ def file_size_limit(size: int) -> Iterator[None]:
 def test_urls_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for url in ("a/b", "./a/b/", "~/a/b", f"file://{tmp_path}/a/b", f"file://{tmp_path}/a/b/", f"local://{tmp_path}/a/b"):
+    for url in (
+        "a/b",
+        "./a/b/",
+        "~/a/b",
+        f"file://{tmp_path}/a/b",
+        f"file://{tmp_path}/a/b/",
+        f"local://{tmp_path}/a/b",
+    ):
         storage = open_storage(url)
         assert isinstance(storage, LocalStorage) and storage.url == str(tmp_path / "a/b")
     monkeypatch.chdir("/")
@@ -189,7 +196,9 @@ def test_a_folder_without_permission(storage: LocalStorage):
 
 def _leave_temporary(folder: Path, name: str) -> int:
     """Have a process begin a file and die."""
-    code = "import sys, os; from manifests.storage import open_storage; f = open_storage(sys.argv[1]).begin(sys.argv[2])"
+    code = (
+        "import sys, os; from manifests.storage import open_storage; f = open_storage(sys.argv[1]).begin(sys.argv[2])"
+    )
     code += "; f.write(b'x'); f.sync(); print(os.getpid(), flush=True); os.kill(os.getpid(), 9)"
     done = subprocess.run([sys.executable, "-c", code, str(folder), name], capture_output=True, text=True)
     assert done.returncode == -9, done.stderr

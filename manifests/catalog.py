@@ -70,8 +70,11 @@ def _opened(file: IO[bytes], where: str, coded: Sequence[str] = ()) -> Iterator[
             parquet = pq.ParquetFile(file, read_dictionary=coded)
             check_version(version_of(parquet.schema_arrow), where)
             yield parquet
-        except pa.ArrowException as error:
-            raise CorruptSetError(f"{where} is damaged ({error}); `pipeline verify` names all that is hurt") from error
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # the system's; Arrow raises OSErrors of its own without one
+                raise
+            reason = " ".join(str(error).split())
+            raise CorruptSetError(f"{where} is damaged ({reason}); `pipeline verify` names all that is hurt") from error
 
 
 def merge(storage: Storage, plan: Plan) -> int:
@@ -266,14 +269,16 @@ class Catalog:
         return self.storage.read_range(layout.tar_name(row.shard), image.offset, image.size)
 
     def row(self, key: str) -> PairRow:
-        """The row of one key; raises `UsageError` naming it if the set has none."""
+        """The row of one key; raises `CorruptSetError` naming it if the set has none."""
         for file in self._files:
             with self._parquet(file) as parquet:
                 for group in range(parquet.num_row_groups):
                     position = pc.index(parquet.read_row_group(group, columns=["key"])["key"], key).as_py()
                     if position >= 0:
                         return table_to_rows(parquet.read_row_group(group).slice(position, 1))[0]
-        raise UsageError(f"{self.storage.url} has no row with key {key!r}; the column `key` of its manifest lists all")
+        raise CorruptSetError(
+            f"{self.storage.url} has no row with key {key!r}; the column `key` of its manifest lists all"
+        )
 
     @contextlib.contextmanager
     def _parquet(self, name: str, coded: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:

@@ -104,7 +104,7 @@ _OPTIONS = [
     click.option("--shards", type=click.IntRange(1), default=8, show_default=True, help="Number of output shards."),
     click.option(
         "--model",
-        help="Hub id or local folder in diffusers format.  [default: "
+        help="Hub id or local folder in diffusers format, or 'embedded'.  [default: "
         f"{SD_VARIATIONS} on a GPU, the embedded tiny checkpoint on a CPU]",
     ),
     click.option("--revision", help="Revision of a hub model."),
@@ -227,7 +227,7 @@ def settings_of(values: dict[str, Any]) -> tuple[Settings, list[str]]:
 def _model(values: dict[str, Any], notes: list[str], *, gpu: bool) -> tuple[str, str | None]:
     if values["model"] is not None:
         return str(values["model"]), values["revision"]
-    from pipeline.embedded import checkpoint_path
+    from pipeline.embedded import EMBEDDED
 
     if gpu:
         revision = values["revision"] or SD_VARIATIONS_REVISION
@@ -237,7 +237,7 @@ def _model(values: dict[str, Any], notes: list[str], *, gpu: bool) -> tuple[str,
         "model: the embedded tiny checkpoint, made for digits of 32 pixels, since there is no GPU "
         f"(--model {SD_VARIATIONS} --revision {SD_VARIATIONS_REVISION} for Stable Diffusion)"
     )
-    return str(checkpoint_path()), None
+    return EMBEDDED, None
 
 
 def _store_real(text: str) -> str:

@@ -24,6 +24,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
 from manifests.errors import UsageError
+from pipeline.embedded import EMBEDDED, checkpoint_path
 from pipeline.generators.base import GeneratorConfig
 
 INDEX = "model_index.json"
@@ -98,7 +99,7 @@ def fetch(config: GeneratorConfig) -> Checkpoint:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     index, path = read_index(config)
-    local = Path(config.model).expanduser()
+    local = _folder(config.model)
     if local.is_dir():
         folder = local
         identity = {"model": config.model, "weights": weights_digest(folder, _components(index, config))}
@@ -135,8 +136,12 @@ def _is_custom(name: str, value: Any) -> bool:
     return value[0] not in ("diffusers", "transformers") and not hasattr(diffusers.pipelines, str(value[0]))
 
 
+def _folder(model: str) -> Path:
+    return checkpoint_path() if model == EMBEDDED else Path(model).expanduser()
+
+
 def _find_index(config: GeneratorConfig) -> Path:
-    local = Path(config.model).expanduser()
+    local = _folder(config.model)
     if local.is_dir():
         if not (local / INDEX).is_file():
             raise UsageError(f"{local} is no checkpoint in diffusers format: it has no {INDEX}")

@@ -1,4 +1,4 @@
-"""Several processes commit one shard, and processes die at every step: the shard is whole or uncommitted, never mixed."""
+"""Several processes commit one shard, and die at every step: the shard is whole or uncommitted, never mixed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_whole(storage: LocalStorage, plan: Plan = ONE_SHARD) -> bool:
     """True: committed and sound; False: uncommitted; anything else fails."""
     if not committed_shards(storage, plan):
         return False
-    problems = [problem for problem in verify(storage, plan).problems if problem.file != layout.MANIFEST]
+    problems = [problem for problem in verify(storage, plan).problems if problem.shard is not None]
     assert not problems, problems
     return True
 
@@ -98,9 +98,8 @@ def test_no_interleaving_of_two_commits_mixes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: tuple[bool, bool]
 ):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    steps = 5
-    orders = list(itertools.product((0, 1), repeat=2 * steps))
-    orders = random.Random(0).sample(orders, 250)
+    draw = random.Random(0)
+    orders = [tuple(draw.choices((0, 1), k=14)) for _ in range(80)]
     outcomes = set()
     for number, order in enumerate(orders):
         storage = LocalStorage(str(tmp_path / f"{number}"))

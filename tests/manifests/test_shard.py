@@ -180,7 +180,7 @@ def test_replacing_removes_manifest_and_part_first(
     monkeypatch.setattr(writer._tar.pending, "commit", lambda: (seen.extend(storage.names()), commit()))
     assert writer.commit(replace=True, **FACTS)
     visible = [name for name in seen if not name.startswith(".")]
-    assert visible == [layout.part_name(1), layout.tar_name(0), layout.tar_name(1), layout.PLAN]
+    assert visible == [layout.tar_name(0), layout.part_name(1), layout.tar_name(1), layout.PLAN]
     assert [problem.file for problem in verify(storage, plan).problems] == [layout.MANIFEST]
     with pytest.warns(UserWarning, match=r"has no manifest.parquet yet: reading 2 of its 2 shards"):
         assert Catalog.open(storage.url).row("key_0-1").status == OK

@@ -109,7 +109,6 @@ def test_create_without_hard_links(storage: LocalStorage, monkeypatch: pytest.Mo
 def test_what_is_not_there(tmp_path: Path):
     storage = open_storage(str(tmp_path / "none"))
     assert storage.names() == [] and not storage.exists("a")
-    storage.remove("a") if tmp_path.joinpath("none").exists() else None
     for call in (lambda: storage.read("a"), lambda: storage.size("a"), lambda: storage.begin("a")):
         with pytest.raises(StorageError, match="none/a: it does not exist"):
             call()
@@ -127,14 +126,14 @@ def test_a_file_in_the_way_of_the_folder(tmp_path: Path):
 
 def test_other_errors_are_explained():
     for error in (BlockingIOError(errno.EAGAIN, "try again"), TimeoutError(), MemoryError(), OSError("odd")):
-        with pytest.raises(StorageError, match="cannot read there: .+") as caught, explained("read", "there"):
+        with pytest.raises(StorageError, match=r"cannot read there: .+") as caught, explained("read", "there"):
             raise error
         assert caught.value.__cause__ is error
     with pytest.raises(ValueError, match="mine"), explained("read", "there"):
         raise ValueError("mine")
-    with pytest.raises(StorageError, match="^cannot read inner: it does not exist$"), explained("write", "outer"):
-        with explained("read", "inner"):
-            raise FileNotFoundError
+    inner_wins = pytest.raises(StorageError, match=r"^cannot read inner: it does not exist$")
+    with inner_wins, explained("write", "outer"), explained("read", "inner"):
+        raise FileNotFoundError
 
 
 def test_a_full_disk_leaves_what_was_there(storage: LocalStorage):
@@ -189,9 +188,11 @@ def test_a_really_read_only_disk(tiny_disk: Path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission(storage: LocalStorage):
     storage.path.chmod(0o500)
-    with pytest.raises(StorageError, match="Permission denied; choose another"):
-        storage.write("a", b"new")
-    storage.path.chmod(0o700)
+    try:
+        with pytest.raises(StorageError, match="Permission denied; choose another"):
+            storage.write("a", b"new")
+    finally:
+        storage.path.chmod(0o700)
 
 
 def _leave_temporary(folder: Path, name: str) -> int:

@@ -7,7 +7,6 @@ real image, similarity, hashes, the safe commit of every shard.
 from __future__ import annotations
 
 import itertools
-import shutil
 import statistics
 import tempfile
 import time
@@ -21,7 +20,7 @@ import torch
 
 from manifests.storage import open_storage
 from pipeline.batching import automatic_batch
-from pipeline.bench.figures import Figure, Goal, Say, Settings, in_turns
+from pipeline.bench.figures import Figure, Goal, Say, Settings, Times, in_turns
 from pipeline.bench.pictures import write_digits, write_pictures
 from pipeline.bench.plain_loop import PlainLoop
 from pipeline.engines.base import make_worker
@@ -84,12 +83,12 @@ def _small_cases(settings: Settings, say: Say) -> Iterator[Case]:
     else:
         say(f"skipped: there is no embedded checkpoint at {checkpoint_path()}")
     pipeline = tiny_variations("64px")
-    config = _config("random-64px", settings, steps=settings.steps or 20)
+    config = _config("random-64px", settings, steps=settings.steps or 10)
     yield Case(
         name="tiny 64 px",
         generator=SDVariations.from_pipeline(pipeline, config, _CPU),
         pipeline=pipeline,
-        images=_images(settings, 256),
+        images=_images(settings, 64),
         write=partial(_write_pictures, side=settings.size or 64),
         rounds=settings.round_count(),
     )
@@ -115,7 +114,7 @@ def _model_case(
         name=name,
         generator=generator,
         pipeline=pipeline,
-        images=_images(settings, 512 if generator.size <= 32 else 128),
+        images=_images(settings, 256 if generator.size <= 32 else 64),
         write=write or partial(_write_pictures, side=generator.size),
         rounds=settings.round_count(5 if device.type == "cpu" else _ROUNDS_ON_GPU),
     )
@@ -152,7 +151,7 @@ def _config(model: str, settings: Settings, steps: int | None = None, size: int 
 
 
 def _images(settings: Settings, default: int) -> int:
-    return settings.images or (max(16, default // 4) if settings.quick else default)
+    return settings.images or (default // 2 if settings.quick else default)
 
 
 def _write_pictures(folder: Path, count: int, *, side: int) -> None:
@@ -167,62 +166,20 @@ def measure_case(case: Case, settings: Settings, say: Say) -> list[Figure]:
 
 
 class _Comparison:
-    """One case over one folder of pictures; every run writes to a fresh folder that is deleted after it."""
+    """One case over one folder of pictures; every run writes to a fresh folder."""
 
     def __init__(self, case: Case, batch_size: int, folder: Path, say: Say) -> None:
         self.case, self.batch_size, self.say = case, batch_size, say
         self._out = (folder / f"out-{number}" for number in itertools.count())
         case.write(folder / "real", case.images)
         self.files = sorted((folder / "real").iterdir())
-        self.source = FolderSource(str(folder / "real"))
         self.plain = PlainLoop(case.pipeline, case.generator, batch_size)
-        self.own_batch = automatic_batch(case.generator.device, case.generator.size)
-        self.watches: list[_Watch] = []
-
-    def figures(self) -> list[Figure]:
-        case, own = self.case, f"batch {self.own_batch} (automatic)"
-        self._worker(self.own_batch)
-        self._plain(warm=True)
-        self.watches.clear()
-        tasks = {
-            "ours": lambda: self._worker(self.batch_size),
-            "plain": self._plain,
-            "ours, automatic batch": lambda: self._worker(self.own_batch),
-        }
-        times = in_turns(case.rounds, tasks, self.say)
-        plain = times["plain"]
-        baseline = f"plain diffusers loop, batch {self.batch_size}"
-        figures = []
-        for name, label, goal in (
-            ("ours", f"batch {self.batch_size}", EQUAL_BATCH),
-            ("ours, automatic batch", own, OWN_BATCH),
-        ):
-            ratio, spread = times[name].speedup(plain)
-            figures.append(
-                Figure(
-                    name=f"{case.name}, {label}",
-                    ours=case.images / times[name].median,
-                    unit="images/s",
-                    baseline=case.images / plain.median,
-                    baseline_name=baseline,
-                    ratio=ratio,
-                    spread=spread,
-                    goal=goal,
-                    note=f"`pipeline plan --rate {case.images / times[name].median:.3g}`" if label == own else None,
-                )
-            )
-        return [*figures, self._difference(), *self._busy(), *self._flops(times["ours, automatic batch"].median)]
-
-    def _worker(self, batch_size: int) -> None:
-        out = next(self._out)
-        storage = open_storage(str(out))
-        storage.create_folder()
-        generator = _Timed(self.case.generator)
+        self.source = FolderSource(str(folder / "real"))
         index = self.source.index()
-        plan = make_plan(
+        self.plan = make_plan(
             index=index,
             source={"kind": "folder", "location": self.source.location, "fingerprint": fingerprint(index)},
-            generator=self.case.generator.spec,
+            generator=case.generator.spec,
             seed=0,
             variations=1,
             shards=_SHARDS,
@@ -231,26 +188,61 @@ class _Comparison:
             quality=90,
             max_pixels=100_000_000,
         )
+        self.tasks = Tasks.of(self.plan, index)
+        self.own_batch = automatic_batch(case.generator.device, case.generator.size, self.plan.largest_shard)
+        self.watches: list[_Watch] = []
+
+    def figures(self) -> list[Figure]:
+        """All that is said of the case."""
+        own, equal = f"batch {self.own_batch} (automatic)", f"batch {self.batch_size}"
+        runs: dict[str, Callable[[], None]] = {own: lambda: self._worker(self.own_batch), "plain": self._plain}
+        if self.own_batch != self.batch_size:
+            runs[equal] = lambda: self._worker(self.batch_size)
+        for batch_size in {self.own_batch, self.batch_size}:
+            self._worker(batch_size, shards=1)
+        self._plain(images=self.batch_size)
+        self.watches.clear()
+        times = in_turns(self.case.rounds, runs, self.say)
+        rate = self.case.images / times[own].median
+        figures = [self._rate(own, times, OWN_BATCH, f"`pipeline plan --rate {rate:.3g}`")]
+        if equal in times:
+            figures.append(self._rate(equal, times, EQUAL_BATCH))
+        return [*figures, self._difference(), *self._busy(), *self._flops(rate)]
+
+    def _rate(self, name: str, times: dict[str, Times], goal: Goal, note: str | None = None) -> Figure:
+        ratio, spread = times[name].speedup(times["plain"])
+        return Figure(
+            name=f"{self.case.name}, {name}",
+            ours=self.case.images / times[name].median,
+            unit="images/s",
+            baseline=self.case.images / times["plain"].median,
+            baseline_name=f"plain diffusers loop, batch {self.batch_size}",
+            ratio=ratio,
+            spread=spread,
+            goal=goal,
+            note=note,
+        )
+
+    def _worker(self, batch_size: int, shards: int = _SHARDS) -> None:
+        out = str(next(self._out))
+        open_storage(out).create_folder()
+        generator = _Timed(self.case.generator)
         job = Job(
-            out=str(out),
-            plan=plan,
+            out=out,
+            plan=self.plan,
             source=self.source,
             generator=GeneratorConfig(model=""),
             generator_name="",
             batch_size=batch_size,
         )
-        tasks = Tasks.of(plan, index)
         watch = _Watch(generator, self.say)
-        make_worker(job, cast(Generator, generator), watch).run(tasks.task(shard) for shard in range(plan.shards))
+        worker = make_worker(job, cast(Generator, generator), watch)
+        worker.run(self.tasks.task(shard) for shard in range(min(shards, self.plan.shards)))
         if batch_size == self.own_batch:
             self.watches.append(watch)
-        shutil.rmtree(out)
 
-    def _plain(self, *, warm: bool = False) -> None:
-        out = next(self._out)
-        self.plain.run(self.files[: self.batch_size] if warm else self.files, out)
-        _synchronize(self.case.generator.device)
-        shutil.rmtree(out)
+    def _plain(self, images: int | None = None) -> None:
+        self.plain.run(self.files[:images], next(self._out))
 
     def _difference(self) -> Figure:
         """From the same latents, before encoding, our pictures and the pipeline's."""
@@ -289,14 +281,14 @@ class _Comparison:
             )
         ]
 
-    def _flops(self, seconds: float) -> list[Figure]:
+    def _flops(self, rate: float) -> list[Figure]:
         if not self.case.count_flops:
             return []
         from pipeline.bench.flops import flops_per_image, matmul_rate
 
         generator = self.case.generator
         per_image = flops_per_image(generator)
-        achieved = per_image * self.case.images / seconds
+        achieved = per_image * rate
         peak = matmul_rate(generator.device, generator.dtype)
         return [
             Figure(

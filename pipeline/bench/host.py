@@ -7,7 +7,6 @@ so that it is work that is measured and not how it is spread.
 from __future__ import annotations
 
 import itertools
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,7 +101,6 @@ class _HostWork:
             images = self._processor.postprocess(self._decoded, output_type="pil", do_denormalize=[True] * _BATCH)
             for place, image in enumerate(images):
                 image.save(out / f"{batch}-{place}.jpg")
-        shutil.rmtree(out)
 
     def safety(self) -> None:
         """What `run_safety_checker` prepares for a checker, patched to look away or not."""
@@ -122,7 +120,6 @@ class _HostWork:
                 image = EncodedVariation(data=encode(pixels, _QUALITY), width=width, height=height, seed=place)
                 writer.add(Sample(key=f"{batch}-{place}", synthetic=[image]))
         writer.discard()
-        shutil.rmtree(out)
 
     def hand_over(self) -> None:
         """The part of ours that the device's own thread does."""

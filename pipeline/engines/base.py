@@ -61,4 +61,6 @@ class Engine(Protocol):
 
 def make_worker(job: Job, generator: Generator, report: Report) -> Worker:
     """The one kind of worker there is, with the job's batch size or an automatic one."""
-    return Worker(job, generator, job.batch_size or automatic_batch(generator.device, generator.size), report)
+    images = job.plan.largest_shard * job.plan.variations
+    batch_size = job.batch_size or automatic_batch(generator.device, generator.size, images)
+    return Worker(job, generator, batch_size, report)

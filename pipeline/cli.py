@@ -97,13 +97,27 @@ def _show_plan(settings: Any, as_json: bool, rate: float | None, workers: tuple[
 @click.option("--real", required=True, help="Folder of real images.")
 @click.option("--synthetic", required=True, multiple=True, help="Folder of generated ones; repeat for more variations.")
 @click.option("--out", default="data/pairs", show_default=True, help="Folder or URL of the pair set.")
-@click.option("--shards", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--store-real", default="original", show_default=True, metavar="original|PX")
-@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--limit", type=click.IntRange(1))
-@click.option("--max-failures", default="5%", show_default=True, metavar="N|P%")
-@click.option("--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True)
+@click.option("--shards", type=click.IntRange(1), default=8, show_default=True, help="Number of output shards.")
+@click.option(
+    "--store-real",
+    default="original",
+    show_default=True,
+    metavar="original|PX",
+    help="As they are, or a short side of PX.",
+)
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality, where one is made."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order of the rows.")
+@click.option("--limit", type=click.IntRange(1), help="Use only N images, the first in that order.")
+@click.option("--max-failures", default="5%", show_default=True, metavar="N|P%", help="Failed rows that stop the run.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=100_000_000,
+    show_default=True,
+    help="Larger images become failed rows.",
+)
 @click.option("--overwrite", is_flag=True, help="Delete the pair set in --out first.")
 @_json_option
 def pack(as_json: bool, **values: Any) -> int:
@@ -178,7 +192,13 @@ def reproduce(folder: str, key: str, source: str | None, model: str | None, save
 
 @cli.command()
 @click.argument("folder", metavar="DIR")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="sheet.png", show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="sheet.png",
+    show_default=True,
+    help="PNG or HTML file.",
+)
 @click.option("--samples", type=click.IntRange(1), default=32, show_default=True, help="Rows per page.")
 @click.option("--thumbnail", type=click.IntRange(16), default=112, show_default=True, help="Side in pixels.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which rows.")

@@ -31,14 +31,14 @@ class Progress:
     """
 
     def __init__(
-        self, plan: Plan, shards_done: int, failed: Counter[str], max_failures: int, stream: TextIO = sys.stderr
+        self, plan: Plan, shards_done: int, failed: Counter[str], max_failures: int, stream: TextIO | None = None
     ) -> None:
         self._plan = plan
         self._shards_done = shards_done
         self._failed_before = failed
         self._max_failures = max_failures
-        self._stream = stream
-        self._terminal = stream.isatty()
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
         self._failed: dict[str, str] = {}  # reason by key: a shard that is made again counts once
         self._recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self._printed = 0.0

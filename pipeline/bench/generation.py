@@ -108,8 +108,8 @@ def _model_case(
     config = _config(model, settings)
     generator = SDVariations.load(config, device)
     pipeline = StableDiffusionImageVariationPipeline.from_pretrained(
-        fetch(config).folder, safety_checker=None, requires_safety_checker=False, torch_dtype=generator.dtype
-    ).to(device)
+        fetch(config).folder, safety_checker=None, requires_safety_checker=False
+    ).to(device=device, dtype=generator.dtype)
     return Case(
         name=name,
         generator=generator,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-
 EMBEDDED = "embedded"  # the checkpoint's name as a model: the same on every machine
 
 

@@ -59,7 +59,7 @@ def estimate_text(facts: dict[str, Any]) -> str:
     labelled = "labelled" if facts["labelled"] else "unlabelled"
     lines = [
         f"{facts['rows']:,} {labelled} images from {facts['source']['kind']}:{facts['source']['location']}",
-        f"{facts['images_to_make']:,} images to make, {facts['shards']} shards of up to {facts['rows_per_shard']:,} rows",
+        f"{facts['images_to_make']:,} images to make, {facts['shards']} shards of {facts['rows_per_shard']:,} rows",
         f"about {facts['disk_gigabytes']:,} GB on disk",
     ]
     if facts["files_ignored"]:

@@ -11,7 +11,7 @@ _IMAGES_512_PER_GB = 0.5
 # so that CPU results repeat.
 _CPU_PIXELS = 64 * 32 * 32
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def automatic_batch(device: torch.device, size: int, images: int) -> int:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 
 from manifests import layout
 from manifests.catalog import Catalog
 from manifests.plan import Plan
-from manifests.schema import FAILED
 from manifests.storage import Storage
 from pipeline.sheet import data_uri, draw_sheet, random_positions
 
@@ -24,8 +22,7 @@ def write_card(storage: Storage, plan: Plan) -> None:
 def card_text(storage: Storage, plan: Plan) -> str:
     """The card as Markdown; its YAML head makes the Hub and `datasets` see each sample once."""
     catalog = Catalog.open(storage.url)
-    statuses = Counter(catalog.columns("status")["status"].to_pylist())
-    failed = statuses.pop(FAILED, 0)
+    ok = len(catalog.usable)
     return "\n".join(
         [
             _HEAD.format(size=_size_category(plan.rows)),
@@ -33,26 +30,34 @@ def card_text(storage: Storage, plan: Plan) -> str:
             "",
             f"Real images and {plan.variations} variation(s) of each, made by diffmix in {plan.shards} shards.",
             "",
-            *_facts(plan, statuses.total(), failed),
+            *_facts(plan, ok),
             "",
             *_sheet(catalog),
             *_generator(plan),
-            _LICENCE.format(source=plan.source["location"], model=(plan.generator or {}).get("model", "none")),
+            _LICENCE.format(
+                source=_printable(plan.source["location"]),
+                model=_printable((plan.generator or {}).get("model", "none")),
+            ),
             _LOAD,
         ]
     )
 
 
-def _facts(plan: Plan, ok: int, failed: int) -> list[str]:
+def _facts(plan: Plan, ok: int) -> list[str]:
     return [
         "| | |",
         "|---|---|",
-        f"| rows | {ok:,} ok, {failed:,} failed |",
-        f"| source | {plan.source['kind']}: `{plan.source['location']}` |",
+        f"| rows | {ok:,} ok, {plan.rows - ok:,} failed |",
+        f"| source | {plan.source['kind']}: `{_printable(plan.source['location'])}` |",
         f"| real images stored | {plan.store_real or 'none'} |",
         f"| labelled | {'yes' if plan.labelled else 'no'} |",
         f"| seed | {plan.seed} |",
     ]
+
+
+def _printable(path: str) -> str:
+    """A path on one line, in UTF-8: a file system's names may be neither."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path)
 
 
 def _sheet(catalog: Catalog) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import click
 
 from manifests.errors import DiffmixError
 from pipeline.bench import DEFAULT_SECTIONS, SECTIONS
-from pipeline.options import generation_options, settings_of
+from pipeline.options import generation_options, settings_of, store_real_option
 from pipeline.signals import RESUMABLE, Stopped, stoppable
 
 FAILED_ITEMS = 3
@@ -70,7 +72,9 @@ def generate(dry_run: bool, overwrite: bool, as_json: bool, **values: Any) -> in
 
 @cli.command()
 @generation_options
-@click.option("--rate", type=float, help="Images/s of one worker, as `pipeline bench` measures it.")
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), help="Images/s of one worker, as `pipeline bench` measures it."
+)
 @click.option("--for-workers", "for_workers", default="1,8,64", show_default=True, help="Worker counts to compare.")
 @_json_option
 def plan(rate: float | None, for_workers: str, as_json: bool, **values: Any) -> int:
@@ -78,10 +82,9 @@ def plan(rate: float | None, for_workers: str, as_json: bool, **values: Any) -> 
     settings, notes = settings_of(values)
     for note in notes:
         click.echo(note, err=True)
-    try:
-        workers = tuple(int(number) for number in for_workers.split(","))
-    except ValueError:
-        raise click.UsageError(f"--for-workers {for_workers!r}: give numbers such as 1,8,64") from None
+    if not re.fullmatch(r"0*[1-9][0-9]*(,0*[1-9][0-9]*)*", for_workers):
+        raise click.UsageError(f"--for-workers {for_workers!r}: give numbers such as 1,8,64")
+    workers = tuple(map(int, for_workers.split(",")))
     return _show_plan(settings, as_json, rate=rate, workers=workers)
 
 
@@ -98,13 +101,7 @@ def _show_plan(settings: Any, as_json: bool, rate: float | None, workers: tuple[
 @click.option("--synthetic", required=True, multiple=True, help="Folder of generated ones; repeat for more variations.")
 @click.option("--out", default="data/pairs", show_default=True, help="Folder or URL of the pair set.")
 @click.option("--shards", type=click.IntRange(1), default=8, show_default=True, help="Number of output shards.")
-@click.option(
-    "--store-real",
-    default="original",
-    show_default=True,
-    metavar="original|PX",
-    help="As they are, or a short side of PX.",
-)
+@store_real_option
 @click.option(
     "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality, where one is made."
 )
@@ -251,11 +248,17 @@ def bench(sections: str, as_json: bool, **values: Any) -> int:
 
 
 def _print(facts: Any, as_json: bool, text: str) -> None:
-    click.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else text)
+    # ASCII, so that paths that are no UTF-8 and terminals that know none can do no harm.
+    try:
+        click.echo(json.dumps(facts, indent=2) if as_json else text)
+    except BrokenPipeError:  # `pipeline … | head` is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
     """Console entry point: runs the command and turns errors into messages and exit codes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are no UTF-8
     sys.exit(run(sys.argv[1:]))
 
 
@@ -277,6 +280,8 @@ def run(arguments: list[str]) -> int:
             raise
         click.echo(f"error: {error}", err=True)
         return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `pipeline … | head` is no error
-        return 0
+    except OSError as error:  # a path that the user gave and that the system refuses
+        if "--debug" in arguments:
+            raise
+        click.echo(f"error: {error}", err=True)
+        return 1

@@ -148,9 +148,17 @@ def generate(settings: Settings) -> Outcome:
     Raises `UsageError` or `PlanMismatchError` before anything is written, `TooManyFailuresError` beyond
     `max_failures`, `StorageError` when the target fails; committed shards stay in every case.
     """
+    from pipeline.engines.ranks import RanksEngine
+
+    max_failed_rows(settings.max_failures, 0)  # its spelling, before anything is written
     storage = open_storage(settings.out)
-    check_folder(storage, overwrite=settings.overwrite)
     engine = make_engine(settings.engine, settings.workers)
+    if settings.overwrite and isinstance(engine, RanksEngine) and engine.rank.count > 1:
+        raise UsageError(
+            f"--overwrite is not for one of {engine.rank.count} ranks: each would delete what the others made. "
+            "Give another --out, or delete the set before the ranks start"
+        )
+    check_folder(storage, overwrite=settings.overwrite)
     prepared = prepare(settings, engine.device)
     storage.create_folder()
     plan = claim(storage, prepared.plan)
@@ -188,6 +196,7 @@ def pack(
     from pipeline.generators.base import GeneratorConfig
     from pipeline.pack import PackEngine, Packing
 
+    max_failed_rows(max_failures, 0)  # its spelling, before anything is written
     storage = open_storage(out)
     check_folder(storage, overwrite=overwrite)
     packing = Packing.open(real, synthetic)
@@ -228,13 +237,15 @@ def run(
     if done > before:
         progress.close()
     finish(storage, plan)
+    # Other ranks and runs made shards too, whose failures `progress` has not seen.
+    failed = failures(storage, done) if done > before else progress.failed
     return Outcome(
         plan=plan,
         made_shards=len(done) - len(before),
         variations=progress.variations,
         seconds=progress.seconds,
-        rows_ok=plan.rows - progress.failed.total(),
-        failed=progress.failed,
+        rows_ok=plan.rows - failed.total(),
+        failed=failed,
         ignored=ignored,
         url=storage.url,
     )
@@ -282,7 +293,7 @@ def max_failed_rows(text: str, rows: int) -> int:
         if text.endswith("%"):
             return int(float(text[:-1]) / 100 * rows)
         return int(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the second is for an infinite percentage
         raise UsageError(f"--max-failures {text!r}: give a number of rows (100) or a percentage (5%)") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import statistics
 from collections import Counter, defaultdict
@@ -33,14 +34,12 @@ if TYPE_CHECKING:
     from pipeline.generators.base import Generator, GeneratorConfig
 
 
-def read_parts(storage: Storage, plan: Plan) -> Iterator[tuple[int, ShardFacts, list[PairRow]]]:
+def read_parts(storage: Storage, plan: Plan) -> Iterator[tuple[int, ShardFacts, pa.Table]]:
     """Every readable part: shard number, facts and rows. Damaged parts are passed over; `verify` names them."""
     for shard in sorted(committed_shards(storage, plan)):
-        try:
+        with contextlib.suppress(CorruptSetError, StorageError):
             table = read_part(storage, shard)
-            yield shard, facts_of(table.schema, layout.part_name(shard)), table_to_rows(table)
-        except (CorruptSetError, StorageError):
-            continue
+            yield shard, facts_of(table.schema, layout.part_name(shard)), table
 
 
 def status(url: str) -> dict[str, Any]:
@@ -52,8 +51,9 @@ def status(url: str) -> dict[str, Any]:
     rates = []
     for _, facts, rows in read_parts(storage, plan):
         done += 1
-        ok += sum(row.status == OK for row in rows)
-        failed.update(row.error or "unknown" for row in rows if row.status != OK)
+        errors = rows["error"].drop_null()
+        ok += len(rows) - len(errors)
+        failed.update(errors.to_pylist())
         if facts.seconds > 0:
             rates.append(len(rows) * max(1, plan.variations) / facts.seconds)
     writers = len({name for name in storage.being_written() if layout.shard_of(name, "tar") is not None})
@@ -134,10 +134,13 @@ def repair(url: str, *, source: str | None = None, model: str | None = None) -> 
         tasks = Tasks.of(plan, maker.index)
         _check_same_images(storage, plan, tasks, maker.index)
         progress = Progress(plan, plan.shards - len(shards), Counter(), plan.rows)
+
+        def again(shard: int) -> ShardTask:  # one at a time: all rows of a large set would not fit the memory
+            return tasks.task(shard, _intact_rows(storage, shard), replace=True)
+
         for batch_size, group in _by_batch_size(storage, plan, shards).items():
             job = replace(maker.job, batch_size=batch_size)
-            todo = {shard: tasks.task(shard, _intact_rows(storage, shard), replace=True) for shard in group}
-            maker.make(job, Work(storage=storage, shards=group, task=todo.__getitem__, replace=True), progress)
+            maker.make(job, Work(storage=storage, shards=group, task=again, replace=True), progress)
         progress.close()
     if not is_manifest_current(storage, plan):
         merge(storage, plan)
@@ -222,13 +225,19 @@ def _check_same_images(storage: Storage, plan: Plan, tasks: Tasks, index: pa.Tab
     """A mended file may have another size, so the fingerprint may differ; keys and their order may not."""
     if fingerprint(index) == plan.source["fingerprint"]:
         return
+    same = 0
     for shard, _, rows in read_parts(storage, plan):
-        keys = tasks.task(shard).rows["key"].to_pylist() if index.num_rows >= plan.rows else []
-        if keys != [row.key for row in rows]:
+        if index.num_rows < plan.rows or not tasks.task(shard).rows["key"].equals(rows["key"]):
             raise UsageError(
                 f"the source is not the one that the set was made of ({index.num_rows:,} images; shard {shard} would "
                 "hold other keys). Give the original images with --source"
             )
+        same += 1
+    if not same:
+        raise UsageError(
+            f"the source is not as it was when {storage.url} was planned ({index.num_rows:,} images), and no shard is "
+            "left to compare it with. Give the original images with --source"
+        )
 
 
 def _by_batch_size(storage: Storage, plan: Plan, shards: list[int]) -> Mapping[int | None, list[int]]:

@@ -118,11 +118,21 @@ def check_folder(storage: Storage, *, overwrite: bool) -> None:
 
 
 def clear_folder(storage: Storage) -> None:
-    """Delete a pair set's files and nothing else; plan.json last, so that a crash never leaves parts without a plan."""
+    """Delete a pair set's files and nothing else; plan.json last, so that a crash never leaves parts without a plan.
+
+    The manifest goes first: it would name images that are gone. Raises `UsageError` while a process of this machine
+    writes the set: it would go on, and mix its shards with those to come.
+    """
     names = storage.names()
+    writers = {found.pid for found in map(layout.parse_temporary, names) if found and found.is_of_live_sibling()}
+    if writers:
+        raise UsageError(
+            f"another run is writing {storage.url} (process {', '.join(map(str, sorted(writers)))}); "
+            "stop it before --overwrite"
+        )
     parts = [name for name in names if layout.shard_of(name, "parquet") is not None]
     tars = [name for name in names if layout.shard_of(name, "tar") is not None]
     temporaries = [name for name in names if layout.parse_temporary(name) is not None]
-    for name in [*parts, *tars, *temporaries, layout.MANIFEST, layout.CARD, layout.PLAN]:
+    for name in [layout.MANIFEST, *parts, *tars, *temporaries, layout.CARD, layout.PLAN]:
         if name in names:
             storage.remove(name)

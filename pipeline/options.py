@@ -42,16 +42,27 @@ DIGITS = "digits"
 
 
 def _defaults_from(context: click.Context, values: dict[str, Any], where: str) -> None:
-    known = {parameter.name: parameter for parameter in context.command.params if parameter.name}
+    known = {flag.lstrip("-"): parameter for parameter in context.command.params for flag in parameter.opts}
+    for name in ("config", "preset"):
+        del known[name]
     resolved = {}
     for name, value in values.items():
-        option = str(name).replace("-", "_").lstrip("_")
-        if option not in known or option in ("config", "preset"):
+        option = str(name).replace("_", "-").lstrip("-")
+        if option not in known:
             near = difflib.get_close_matches(option, known, 1)
-            hint = f"; did you mean {near[0].replace('_', '-')!r}?" if near else f"; known: {', '.join(sorted(known))}"
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
             raise click.UsageError(f"{where}: unknown option {name!r}{hint}")
-        resolved[option] = value
+        resolved[str(known[option].name)] = _as_typed(known[option], value, f"{where}: {option}")
     context.default_map = {**(context.default_map or {}), **resolved}
+
+
+def _as_typed(parameter: click.Parameter, value: Any, where: str) -> Any:
+    """A value of a YAML file as it would stand on the command line, where click checks it."""
+    if isinstance(value, dict | list):
+        raise click.UsageError(f"{where} is {value!r}; give one value")
+    if isinstance(value, bool) and isinstance(parameter.type, click.Choice):
+        return "on" if value else "off"  # what YAML takes for a bool
+    return value if value is None or (isinstance(value, bool) and parameter.type is click.BOOL) else str(value)
 
 
 def _load_preset(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
@@ -73,6 +84,21 @@ def _load_config(context: click.Context, parameter: click.Parameter, path: Path 
         raise click.UsageError(f"--config {path}: write one `option: value` a line, as in `shards: 512`")
     _defaults_from(context, values, f"--config {path}")
 
+
+def _checked_store_real(context: click.Context, parameter: click.Parameter, text: str) -> str:
+    if text == "original" or (text.isdecimal() and int(text) > 0):
+        return text
+    raise UsageError(f"--store-real {text!r}: give 'original' or a number of pixels for the short side")
+
+
+store_real_option = click.option(
+    "--store-real",
+    default="original",
+    show_default=True,
+    metavar="original|PX",
+    callback=_checked_store_real,
+    help="Keep the real images as they are, or with a short side of at most PX pixels.",
+)
 
 _OPTIONS = [
     click.option(
@@ -132,13 +158,7 @@ _OPTIONS = [
         show_default=True,
         help="How the real image meets the encoder: squashed to a square (the paper), or cropped keeping its aspect.",
     ),
-    click.option(
-        "--store-real",
-        default="original",
-        show_default=True,
-        metavar="original|PX",
-        help="Keep the real images as they are, or with a short side of at most PX pixels.",
-    ),
+    store_real_option,
     click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality."),
     click.option("--batch-size", default="auto", show_default=True, metavar="auto|N", help="Variations per batch."),
     click.option(
@@ -207,12 +227,14 @@ def settings_of(values: dict[str, Any]) -> tuple[Settings, list[str]]:
         raise UsageError("--source and --count exclude each other: --count is for models that take no image")
     if values["source"] is None and values["count"] is None:
         notes.append("source: digits, the embedded handwritten digits (--source PLACE for your own images)")
-    source = None if values["count"] is not None else (values["source"] or DIGITS)
+    if values["count"] is not None and values["limit"] is not None:
+        raise UsageError("--count and --limit exclude each other: --limit is for images that exist; lower --count")
+    source = values["source"] if values["source"] is not None or values["count"] is not None else DIGITS
     settings = Settings(
         source=source,
         generator=config,
-        store_real=_store_real(str(values["store_real"])),
-        batch_size=_batch_size(str(values["batch_size"])),
+        store_real=values["store_real"],
+        batch_size=_batch_size(values["batch_size"]),
         **{
             name: values[name]
             for name in (
@@ -240,15 +262,9 @@ def _model(values: dict[str, Any], notes: list[str], *, gpu: bool) -> tuple[str,
     return EMBEDDED, None
 
 
-def _store_real(text: str) -> str:
-    if text == "original" or (text.isdigit() and int(text) > 0):
-        return text
-    raise UsageError(f"--store-real {text!r}: give 'original' or a number of pixels for the short side")
-
-
 def _batch_size(text: str) -> int | None:
     if text == "auto":
         return None
-    if text.isdigit() and int(text) > 0:
+    if text.isdecimal() and int(text) > 0:
         return int(text)
     raise UsageError(f"--batch-size {text!r}: give 'auto' or a number of images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import Counter, deque
@@ -64,14 +65,14 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line of its own."""
-        self._clear()
-        print(text, file=self._stream, flush=True)
+        self._write(f"{text}\n")
 
     def close(self) -> None:
         """Print the last state and end the line."""
         self._print(force=True)
         if self._terminal:
-            self._stream.write("\n")
+            with contextlib.suppress(OSError):
+                self._stream.write("\n")
 
     @property
     def seconds(self) -> float:
@@ -82,6 +83,11 @@ class Progress:
     def failed(self) -> Counter[str]:
         """Failed rows of the whole set by reason."""
         return self._failed_before + Counter(self._failed.values())
+
+    @property
+    def _num_failed(self) -> int:
+        """Counting the reasons at each of many failures would take a time quadratic in them."""
+        return self._failed_before.total() + len(self._failed)
 
     @property
     def rate(self) -> float:
@@ -100,7 +106,7 @@ class Progress:
 
     def _fail(self, failed: Failed) -> None:
         self._failed[failed.key] = failed.reason
-        total = self.failed.total()
+        total = self._num_failed
         if total > self._max_failures:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in self.failed.most_common(5))
             raise TooManyFailuresError(
@@ -117,7 +123,7 @@ class Progress:
         wait = f"{self.wait_seconds / total:.1%}" if total else "-"
         return (
             f"shards {self._shards_done}/{self._plan.shards} | {self.variations} images | {self.rate:.1f} images/s "
-            f"| ETA {eta} | failed {self.failed.total()} | data wait {wait}"
+            f"| ETA {eta} | failed {self._num_failed} | data wait {wait}"
         )
 
     def _print(self, *, force: bool = False) -> None:
@@ -125,13 +131,13 @@ class Progress:
         if not force and now - self._printed < (_TERMINAL_INTERVAL if self._terminal else _PLAIN_INTERVAL):
             return
         self._printed = now
-        end = "" if self._terminal else "\n"
-        self._clear()
-        print(self.line(), end=end, file=self._stream, flush=True)
+        self._write(self.line() + ("" if self._terminal else "\n"))
 
-    def _clear(self) -> None:
-        if self._terminal:
-            self._stream.write("\r\x1b[K")
+    def _write(self, text: str) -> None:
+        # Nobody may be there to read it any more, or the log's disk be full: no reason to stop working.
+        with contextlib.suppress(OSError):
+            self._stream.write(f"\r\x1b[K{text}" if self._terminal else text)
+            self._stream.flush()
 
 
 def _duration(seconds: float) -> str:

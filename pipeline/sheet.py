@@ -39,7 +39,7 @@ def write_sheet(url: str, out: Path, *, samples: int, thumbnail: int, seed: int)
     if not pages["random"]:
         raise UsageError(f"{url} has no row with images: every row failed")
     if out.suffix == ".html":
-        out.write_text(_page(catalog, pages, thumbnail), encoding="utf-8")
+        out.write_text(_page(catalog, pages, thumbnail), encoding="utf-8", errors="backslashreplace")
         return [out]
     written = []
     for name, rows in pages.items():

@@ -90,10 +90,18 @@ class ShardSink:
     ) -> None:
         if error is not None:
             self._dropping.set()
-        self._messages.put(_Stop())
-        self._thread.join()
+        try:
+            self._end()
+        except BaseException:  # a signal while the last shard was waited for
+            self._dropping.set()
+            self._end()
+            raise
         if error is None and self._error is not None:
             raise self._error
+
+    def _end(self) -> None:
+        self._messages.put(_Stop())
+        self._thread.join()
 
     def _put(self, message: _Message) -> None:
         if self._error is not None:

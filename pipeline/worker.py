@@ -156,7 +156,8 @@ class Worker:
             if made is not None:
                 redone += made.redone
                 busy = left_device - entered_device
-                self._report(Made(variations=len(batch), device_seconds=busy, wait_seconds=wait))
+                num_made = sum(slot.row.inputs is not None for slot in batch)
+                self._report(Made(variations=num_made, device_seconds=busy, wait_seconds=wait))
             self._forward_events()
         self._sink.commit(
             batch_size=batch_size,

@@ -109,7 +109,9 @@ def _model_case(
     generator = SDVariations.load(config, device)
     pipeline = StableDiffusionImageVariationPipeline.from_pretrained(
         fetch(config).folder, safety_checker=None, requires_safety_checker=False
-    ).to(device=device, dtype=generator.dtype)
+    ).to(device)
+    if generator.dtype != torch.float32:
+        pipeline.to(generator.dtype)
     return Case(
         name=name,
         generator=generator,

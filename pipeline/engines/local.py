@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from manifests import layout
 from manifests.errors import DiffmixError
 from manifests.storage import open_storage
 from pipeline.engines.base import Report, Work, make_worker
@@ -26,7 +27,7 @@ from pipeline.generators.load import load_generator
 from pipeline.job import Job, ShardTask
 from pipeline.signals import RESUMABLE, Stopped, stoppable
 
-_ATTEMPTS = 3  # deaths of a worker over one shard before we blame the shard
+_ATTEMPTS = 3  # deaths of workers over one shard, or before their first one, until we give up
 _GRACE_SECONDS = 30.0
 
 
@@ -74,11 +75,13 @@ class _Crew:
     def __init__(self, job: Job, work: Work, report: Report, devices: list[torch.device]) -> None:
         self._job, self._work, self._report, self._devices = job, work, report, devices
         self._open: deque[int] = deque()
-        self._deaths: dict[int, int] = {}
+        self._deaths: Counter[int | None] = Counter()  # by shard; None: while it held none, as when it starts
         self._members: list[_Member] = []
 
     def run(self) -> None:
-        self._open.extend(self._work.open_shards())
+        # What another live process is writing comes last: it may be done by then.
+        busy = self._work.storage.being_written()
+        self._open.extend(sorted(self._work.shards, key=lambda shard: layout.tar_name(shard) in busy))
         try:
             self._members = [self._hire(device) for device in self._devices[: len(self._open)]]
             while self._members:
@@ -125,9 +128,11 @@ class _Crew:
         for ready in wait(list(sources), timeout=1.0):
             member = sources[ready]
             try:
-                self._handle(member, member.connection.recv())
-            except (EOFError, ConnectionResetError):
+                message = member.connection.recv()
+            except (EOFError, OSError):  # the second if it died amid a message
                 self._replace(member)
+            else:
+                self._handle(member, message)
 
     def _handle(self, member: _Member, message: Any) -> None:
         match message:
@@ -148,12 +153,14 @@ class _Crew:
             return
         if member.process.exitcode == RESUMABLE:
             raise Stopped(signal.SIGTERM)
-        for shard in lost:
-            self._deaths[shard] = self._deaths.get(shard, 0) + 1
+        blamed: list[int | None] = [*lost] or [None]
+        for shard in blamed:
+            self._deaths[shard] += 1
             if self._deaths[shard] >= _ATTEMPTS:
                 raise DiffmixError(
-                    f"workers died {_ATTEMPTS} times over shard {shard} (last exit code {member.process.exitcode}; "
-                    "-9 usually means that memory ran out: try a smaller --batch-size or fewer --workers)"
+                    f"workers died {_ATTEMPTS} times {'as they started' if shard is None else f'over shard {shard}'} "
+                    f"(last exit code {member.process.exitcode}; -9 usually means that memory ran out: try a smaller "
+                    "--batch-size or fewer --workers)"
                 )
         self._work.storage.sweep()
         self._open.extendleft(reversed(lost))

@@ -41,14 +41,14 @@ class Rank:
 def _torchrun(environment: Mapping[str, str]) -> Rank | None:
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return None
-    local = environment.get("LOCAL_RANK", "0")
-    return Rank(_integer(environment, "RANK"), _integer(environment, "WORLD_SIZE"), int(local))
+    local = _integer(environment, "LOCAL_RANK", "0")
+    return Rank(_integer(environment, "RANK"), _integer(environment, "WORLD_SIZE"), local)
 
 
 def _srun(environment: Mapping[str, str]) -> Rank | None:
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2 or "SLURM_PROCID" not in environment:
+    if _integer(environment, "SLURM_STEP_NUM_TASKS", "1") < 2 or "SLURM_PROCID" not in environment:
         return None
-    local = int(environment.get("SLURM_LOCALID", "0"))
+    local = _integer(environment, "SLURM_LOCALID", "0")
     return Rank(_integer(environment, "SLURM_PROCID"), _integer(environment, "SLURM_STEP_NUM_TASKS"), local)
 
 
@@ -56,16 +56,17 @@ def _array(environment: Mapping[str, str]) -> Rank | None:
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return None
     first = _integer(environment, "SLURM_ARRAY_TASK_MIN")
-    step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
+    step = _integer(environment, "SLURM_ARRAY_TASK_STEP", "1")
     number = (_integer(environment, "SLURM_ARRAY_TASK_ID") - first) // step
     return Rank(number, _integer(environment, "SLURM_ARRAY_TASK_COUNT"))
 
 
-def _integer(environment: Mapping[str, str], name: str) -> int:
+def _integer(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    text = environment.get(name, default)
     try:
-        return int(environment[name])
-    except (KeyError, ValueError):
-        raise UsageError(f"{name} is {environment.get(name)!r} in the environment, not a number") from None
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{name} is {text!r} in the environment, not a number") from None
 
 
 class RanksEngine:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 
 from manifests.errors import UsageError
 from pipeline.embedded import EMBEDDED, checkpoint_path
@@ -29,6 +31,11 @@ from pipeline.generators.base import GeneratorConfig
 
 INDEX = "model_index.json"
 DEFAULTS = "diffmix.json"  # optional: the steps, guidance scale and scheduler a checkpoint is meant to run with
+_DEFAULTS: dict[str, tuple[Any, str]] = {
+    "steps": (int, "a whole number"),
+    "guidance_scale": (float | int, "a number"),
+    "scheduler": (str, "a name"),
+}
 HASHED_SUFFIXES = {".json", ".safetensors", ".bin", ".txt"}
 SAFETY = "safety_checker"
 
@@ -53,7 +60,8 @@ class Checkpoint:
 
     def has(self, component: str) -> bool:
         """Whether the checkpoint ships this component."""
-        return (self.index.get(component) or [None])[0] is not None
+        entry = self.index.get(component)
+        return isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
 
     def component(self, name: str, cls: Any = None, **options: Any) -> Any:
         """One component, by `cls.from_pretrained`; `cls` is by default the diffusers class that the index names."""
@@ -72,7 +80,7 @@ def loading(what: object) -> Iterator[None]:
     """Turns what diffusers and transformers raise over missing or broken files into a `UsageError` naming `what`."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"cannot load {what}: {error}") from error
 
 
@@ -82,8 +90,7 @@ def read_index(config: GeneratorConfig) -> tuple[dict[str, Any], Path]:
     Raises `UsageError` where there is none, or where it asks for code of its own.
     """
     path = _find_index(config)
-    with loading(path):
-        index: dict[str, Any] = json.loads(path.read_text())
+    index = read_json(path)
     custom = [name for name, value in index.items() if _is_custom(name, value)]
     if custom:
         raise UsageError(
@@ -91,6 +98,15 @@ def read_index(config: GeneratorConfig) -> tuple[dict[str, Any], Path]:
             f"Use a checkpoint whose {INDEX} names diffusers and transformers classes only"
         )
     return index, path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint; raises `UsageError` if it holds anything but an object."""
+    with loading(path):
+        values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise UsageError(f"cannot load {path}: it holds {type(values).__name__}, not an object")
+    return values
 
 
 def fetch(config: GeneratorConfig) -> Checkpoint:
@@ -137,7 +153,7 @@ def _is_custom(name: str, value: Any) -> bool:
 
 
 def _folder(model: str) -> Path:
-    return checkpoint_path() if model == EMBEDDED else Path(model).expanduser()
+    return checkpoint_path() if model == EMBEDDED else Path(os.path.expanduser(model))  # noqa: PTH111  never raises
 
 
 def _find_index(config: GeneratorConfig) -> Path:
@@ -163,9 +179,12 @@ def _read_defaults(folder: Path) -> dict[str, Any]:
     path = folder / DEFAULTS
     if not path.is_file():
         return {}
-    with loading(path):
-        defaults: dict[str, Any] = json.loads(path.read_text())
-    unknown = set(defaults) - {"steps", "guidance_scale", "scheduler"}
+    defaults = read_json(path)
+    unknown = set(defaults) - set(_DEFAULTS)
     if unknown:
-        raise UsageError(f"{path}: unknown keys {sorted(unknown)}; known are steps, guidance_scale, scheduler")
+        raise UsageError(f"{path}: unknown keys {sorted(unknown)}; known are {', '.join(_DEFAULTS)}")
+    for name, value in defaults.items():
+        kind, words = _DEFAULTS[name]
+        if not isinstance(value, kind):
+            raise UsageError(f"{path}: {name} is {value!r}; give {words}")
     return defaults

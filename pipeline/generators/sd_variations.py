@@ -12,7 +12,6 @@ to tensor, bicubic resize to the encoder's square without antialias, squashed, C
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from pipeline.generators.base import (
     noise,
     to_variations,
 )
-from pipeline.generators.checkpoint import SAFETY, Checkpoint, fetch
+from pipeline.generators.checkpoint import SAFETY, Checkpoint, fetch, read_json
 from pipeline.generators.folded_attention import denoiser, why_not
 from pipeline.generators.schedulers import CHECKPOINT, Stepper, build_scheduler, scheduler_options
 
@@ -229,18 +228,24 @@ def clip_input(
     if conditioning == "squash":
         x = F.interpolate(x, size=(side, side), mode="bicubic", align_corners=False)
     else:
+        short = min(x.shape[-2:])
+        x = _centre(x, 4 * short, 4 * short)  # else a picture of 1 x 60,000 pixels would take 36 GB
         height, width = x.shape[-2:]
-        short = min(height, width)
         target = (side * height // short, side * width // short)
         x = F.interpolate(x, size=target, mode="bicubic", align_corners=False, antialias=True)
-        top, left = (target[0] - side) // 2, (target[1] - side) // 2
-        x = x[..., top : top + side, left : left + side]
+        x = _centre(x, side, side)
     return (x - mean.to(x.device)) / std.to(x.device)
+
+
+def _centre(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The middle of images [..., H, W], of at most the given size."""
+    top, left = max(0, x.shape[-2] - height) // 2, max(0, x.shape[-1] - width) // 2
+    return x[..., top : top + height, left : left + width]
 
 
 def _normalisation(path: Path) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation from the checkpoint's preprocessor, CLIP's where it names none."""
-    settings = json.loads(path.read_text()) if path.is_file() else {}
+    settings = read_json(path) if path.is_file() else {}
     return settings.get("image_mean") or CLIP_MEAN, settings.get("image_std") or CLIP_STD
 
 

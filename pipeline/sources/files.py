@@ -37,6 +37,11 @@ def is_url(location: str) -> bool:
     return "://" in location and not location.startswith("file://")
 
 
+def local_path(location: str) -> Path:
+    """The absolute path of a local file or folder; `~` of a user who does not exist stays, and nothing is there."""
+    return Path(os.path.expanduser(location)).absolute()  # noqa: PTH111  `Path.expanduser` raises
+
+
 def read_file(path: Path) -> bytes:
     """All bytes of a regular file; raises `UnreadableImageError`."""
     return _read(path, 0, None)

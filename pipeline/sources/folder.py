@@ -26,7 +26,7 @@ from pipeline.sources.base import (
     sorted_index,
     to_text,
 )
-from pipeline.sources.files import IMAGE_SUFFIXES, is_url, read_file
+from pipeline.sources.files import IMAGE_SUFFIXES, is_url, local_path, read_file
 
 _SUFFIXES = frozenset(IMAGE_SUFFIXES)
 SPLIT_NAMES = frozenset(["train", "training", "val", "valid", "validation", "dev", "test", "testing"])
@@ -45,7 +45,7 @@ class FolderSource:
                 f"image folders are read from local disks only, not from {location}. "
                 "Copy it, or pack it into WebDataset tars, which can be read from a URL."
             )
-        self.location = str(Path(location).expanduser().absolute())
+        self.location = str(local_path(location))
         self.ignored = 0
 
     def index(self) -> pa.Table:

@@ -16,7 +16,7 @@ from manifests import layout
 from manifests.errors import StorageError, UsageError
 from pipeline.sources import SOURCES
 from pipeline.sources.base import Source
-from pipeline.sources.files import is_url
+from pipeline.sources.files import is_url, local_path
 from pipeline.sources.folder import is_image_name
 
 _TABLE_FILES = ("dataset_dict.json", "state.json", "dataset_info.json")
@@ -44,7 +44,7 @@ def find_kind(location: str) -> str:
         raise UsageError(f"the source is empty. {_ALLOWED}")
     if is_url(location):
         return _kind_of_url(location)
-    path = Path(location.partition("::")[0]).expanduser()
+    path = local_path(location.partition("::")[0])
     if path.is_dir():
         return _kind_of_folder(path)
     kind = _kind_of_name(path.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +13,7 @@ from manifests.errors import CorruptSetError, StorageError, UsageError
 from manifests.schema import OK
 from manifests.storage import open_storage
 from pipeline.sources.base import INDEX_SCHEMA, UnreadableImageError, sorted_index
-from pipeline.sources.files import is_url
+from pipeline.sources.files import is_url, local_path
 
 
 class PairSource:
@@ -23,7 +22,7 @@ class PairSource:
     kind = "pairs"
 
     def __init__(self, location: str) -> None:
-        self.location = location if is_url(location) else str(Path(location).expanduser().absolute())
+        self.location = location if is_url(location) else str(local_path(location))
         self.ignored = 0
 
     def index(self) -> pa.Table:

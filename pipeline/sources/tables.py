@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from manifests.errors import UsageError
 from pipeline.sources.base import INDEX_SCHEMA, MAX_LABEL, UnreadableImageError, make_key, sorted_index
-from pipeline.sources.files import is_url, read_file
+from pipeline.sources.files import is_url, local_path, read_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,7 +50,7 @@ class TableSource:
         path, _, column = location.partition("::")
         if is_url(path):
             raise UsageError(f"tables are read from local disks only, not from {path}. Copy it first.")
-        self._path = Path(path).expanduser().absolute()
+        self._path = local_path(path)
         self._column = column
         self.location = f"{self._path}::{column}" if column else str(self._path)
         self.ignored = 0

@@ -31,7 +31,7 @@ from pipeline.sources.base import (
     sorted_index,
     to_text,
 )
-from pipeline.sources.files import IMAGE_SUFFIXES, is_url, read_range
+from pipeline.sources.files import IMAGE_SUFFIXES, is_url, local_path, read_range
 
 MAX_TARS = 1_000_000
 
@@ -56,7 +56,7 @@ class TarSource:
     kind = "tars"
 
     def __init__(self, location: str) -> None:
-        self.location = location if is_url(location) else str(Path(location).expanduser().absolute())
+        self.location = location if is_url(location) else str(local_path(location))
         self.ignored = 0
 
     def index(self) -> pa.Table:

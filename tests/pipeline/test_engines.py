@@ -1,13 +1,17 @@
 """Which rank this is, and which shards it makes."""
 
+import os
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.errors import UsageError
+from manifests.errors import DiffmixError, UsageError
 from manifests.storage import open_storage
 from pipeline.engines import ENGINES
 from pipeline.engines.base import Work
+from pipeline.engines.local import _Crew
 from pipeline.engines.ranks import Rank, RanksEngine
 
 
@@ -38,6 +42,8 @@ def test_rank_from_the_environment(environment, expected):
 def test_a_broken_environment_is_named():
     with pytest.raises(UsageError, match="WORLD_SIZE"):
         Rank.from_environment({"RANK": "0", "WORLD_SIZE": "many"})
+    with pytest.raises(UsageError, match="LOCAL_RANK is ''"):
+        Rank.from_environment({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": ""})
 
 
 def test_the_ranks_engine_needs_ranks(monkeypatch):
@@ -76,3 +82,30 @@ def test_engines_are_names_of_classes():
     for path in ENGINES.values():
         module, _, name = path.partition(":")
         assert hasattr(getattr(importlib.import_module(module), name), "run")
+
+
+class DiesAtOnce:
+    """A job that ends the worker that is given it, as a kernel out of memory does."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+def test_workers_that_die_as_they_start_are_not_hired_for_ever(tmp_path):
+    notes = []
+    work = Work(storage=open_storage(str(tmp_path)), shards=[0, 1], task=lambda shard: shard)
+    crew = _Crew(DiesAtOnce(), work, notes.append, [torch.device("cpu")] * 2)
+    with pytest.raises(DiffmixError, match="exit code 9"):
+        crew.run()
+    assert len(notes) < 6
+
+
+def test_a_crew_lists_the_folder_once_however_many_shards_there_are(tmp_path, monkeypatch):
+    storage = open_storage(str(tmp_path))
+    listings = []
+    monkeypatch.setattr(storage, "names", lambda: listings.append(1) or [".pairs-000001.tar@host.1.ab.tmp"])
+    crew = _Crew(None, Work(storage=storage, shards=range(100), task=None), print, [])
+    crew.run()
+    assert list(crew._open)[:2] == [0, 2]
+    assert crew._open[-1] == 1
+    assert len(listings) <= 2

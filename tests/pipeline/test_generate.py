@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import tarfile
 
 import numpy as np
@@ -311,3 +312,88 @@ def test_similarity_is_the_cosine_of_independent_embeddings(finished, tiny_model
             embeds.append(embed(tar.read(image["size"])))
     cosine = torch.nn.functional.cosine_similarity(*embeds, dim=0).item()
     assert cosine == pytest.approx(row["synthetic"][0]["similarity"], abs=0.02)
+
+
+def test_one_of_several_ranks_cannot_overwrite(finished, generate, monkeypatch):
+    before = file_bytes(finished)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = generate(finished, "--shards", "5", "--variations", "2", "--overwrite")
+    assert code == 2
+    assert "each would delete what the others made" in err
+    assert file_bytes(finished) == before
+
+
+def test_overwriting_what_another_process_writes_is_refused(finished, generate, tmp_path):
+    from manifests.layout import host
+
+    folder = tmp_path / "set"
+    shutil.copytree(finished, folder)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            (folder / f".pairs-000000.tar@{host()}.{other.pid}.ab.tmp").touch()
+            before = file_bytes(folder)
+            code, _, err = generate(folder, "--overwrite")
+        finally:
+            other.kill()
+    assert code == 2
+    assert f"process {other.pid}" in err
+    assert file_bytes(folder) == before
+
+
+def test_failures_of_another_run_count_in_the_outcome(tiny_model, photos, tmp_path):
+    """The other run makes all shards, one row failed, while this one waits: as ranks do for each other."""
+    from manifests.plan import claim
+    from manifests.shard import Sample, ShardWriter
+    from manifests.storage import open_storage
+    from pipeline.generate import run
+    from pipeline.job import Job, make_plan
+    from pipeline.sources.folder import FolderSource
+
+    index = FolderSource(photos).index()
+    plan = make_plan(
+        index=index, source={"kind": "folder", "location": photos, "fingerprint": ""}, generator=None, seed=0,
+        variations=1, shards=2, limit=None, store_real="original", quality=90, max_pixels=10**8,
+    )  # fmt: skip
+    storage = open_storage(str(tmp_path / "set"))
+    storage.create_folder()
+    claim(storage, plan)
+
+    def others(job, work, report):
+        for shard in work.shards:
+            writer = ShardWriter(storage, shard, generator=None, labelled=True)
+            for row in work.task(shard).rows.to_pylist():
+                writer.add(Sample(key=row["key"], label=row["label"], error="empty file"))
+            writer.commit()
+
+    job = Job(out=storage.url, plan=plan, source=None, generator=None, generator_name="")
+    outcome = run(job, index, storage, others)
+    assert outcome.failed == {"empty file": plan.rows}
+    assert outcome.rows_ok == 0
+
+
+def test_paths_that_are_no_utf8_and_hold_line_breaks(generate, pipeline, tmp_path, photos):
+    source, folder = tmp_path / "ph\udcff\nos", tmp_path / "set\udcff"
+    try:
+        shutil.copytree(photos, source)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    code, out, err = generate(folder, "--shards", "1", "--limit", "2", "--json", source=source)
+    assert code == 0, err
+    assert json.loads(out)["url"] == str(folder)
+    assert "ph\\udcff\\nos`" in (folder / "README.md").read_text()
+    assert pipeline("sheet", folder, "--out", tmp_path / "sheet.html")[0] == 0
+    assert pipeline("verify", folder, "--json")[0] == 0
+
+
+def test_a_set_without_any_good_row(generate, pipeline, tmp_path):
+    source = tmp_path / "photos"
+    source.mkdir()
+    for number in range(3):
+        (source / f"{number}.jpg").touch()
+    assert generate(tmp_path / "set", "--shards", "2", "--max-failures", "100%", source=source)[0] == 3
+    assert pipeline("verify", tmp_path / "set")[0] == 0
+    assert "0 ok, 3 failed" in (tmp_path / "set" / "README.md").read_text()
+    code, _, err = pipeline("sheet", tmp_path / "set", "--out", tmp_path / "sheet.png")
+    assert code == 2
+    assert "every row failed" in err

@@ -322,3 +322,36 @@ def test_pack_several_folders(pipeline, photos, tmp_path):
     )
     assert code == 0, err
     assert all(len(row["synthetic"]) == 2 for row in rows_of(tmp_path / "set"))
+
+
+def test_repair_refuses_another_source_even_if_no_shard_is_left(damaged, pipeline, tmp_path, photos):
+    for name in os.listdir(damaged):
+        if name.startswith("pairs-"):
+            (damaged / name).unlink()
+    other = tmp_path / "other"
+    shutil.copytree(photos, other)
+    (other / "cat" / "photo 1.jpg").rename(other / "cat" / "renamed.jpg")
+    code, _, err = pipeline("repair", damaged, "--source", other)
+    assert code == 2
+    assert "no shard is left" in err
+
+
+def test_kept_images_that_changed_meanwhile_are_not_written_again(damaged):
+    """As when another repair replaces the tar between the look at its rows and the reading."""
+    from manifests.catalog import Catalog
+    from manifests.errors import CorruptSetError
+    from manifests.shard import Sample
+    from pipeline.row_reader import kept_sample
+
+    catalog = Catalog.open(str(damaged))
+    row = catalog.rows([0])[0]
+    kept_sample(catalog.storage, Sample(key=row.key), row)
+    flip(damaged / "pairs-000000.tar", row.synthetic[0].offset + 9)
+    with pytest.raises(CorruptSetError, match="changed while"):
+        kept_sample(catalog.storage, Sample(key=row.key), row)
+
+
+def test_a_sheet_that_cannot_be_written_is_an_error_without_traceback(made, pipeline, tmp_path):
+    code, _, err = pipeline("sheet", made, "--out", tmp_path / "nowhere" / "sheet.png", "--samples", "2")
+    assert code == 1
+    assert "nowhere" in err

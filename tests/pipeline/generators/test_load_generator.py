@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -131,3 +132,22 @@ def test_a_component_the_index_does_not_name(tmp_path):
     checkpoint = Checkpoint(folder=tmp_path, index={"_class_name": "X", "unet": [None, None]}, identity={})
     with pytest.raises(UsageError, match="unet"):
         checkpoint.component("unet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model_index.json", "[]"),
+        ("model_index.json", '{"_class_name": "StableDiffusionImageVariationPipeline", "unet": "x"}'),
+        ("image_encoder/model.safetensors", "short"),
+        ("feature_extractor/preprocessor_config.json", "{"),
+        ("diffmix.json", "[]"),
+        ("diffmix.json", '{"steps": "many"}'),
+    ],
+)
+def test_damaged_files_of_a_checkpoint_are_usage_errors(tiny_model, tmp_path, name, content):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / name).write_text(content)
+    with pytest.raises(UsageError, match=str(folder)):
+        load_generator(GeneratorConfig(model=str(folder)), CPU)

@@ -93,7 +93,8 @@ def claim(storage: Storage, plan: Plan) -> Plan:
 
     Returns the plan on disk: it may name other places than `plan` for the same source and model.
     """
-    if storage.create(layout.PLAN, plan.to_bytes()):
+    # Looked for first, so that a finished set on a read-only disk can be joined.
+    if not storage.exists(layout.PLAN) and storage.create(layout.PLAN, plan.to_bytes()):
         return plan
     existing = _read_settled(storage)
     found = differences(existing, plan)

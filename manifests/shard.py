@@ -149,8 +149,14 @@ class ShardWriter:
                 self.storage.remove(name)
             elif self.storage.exists(name):
                 return True
-            self._tar.pending.commit()
-            part.commit()
+            try:
+                self._tar.pending.commit()
+                part.commit()
+            except StorageError:
+                # Our temporaries may have been swept by whoever committed this shard and finished the set meanwhile.
+                if self.storage.exists(name):
+                    return True
+                raise
             if self._tar.pending.is_current() or self._is_tar_equal():
                 return True
             if self.storage.exists(name) and self.storage.read(name) == data:

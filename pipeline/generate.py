@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from manifests import layout
 from manifests.catalog import committed_shards, count_rows, is_manifest_current, merge, read_part
-from manifests.errors import DiffmixError, UsageError
+from manifests.errors import CorruptSetError, DiffmixError, UsageError
 from manifests.plan import Plan, claim
 from manifests.schema import facts_of
 from manifests.storage import Storage, open_storage
@@ -229,6 +230,7 @@ def run(
                 break
             make(job, Work(storage=storage, shards=todo, task=tasks.task), progress)
     except BaseException:
+        progress.end_line()
         storage.sweep("own")
         raise
     done = committed_shards(storage, plan)
@@ -281,10 +283,10 @@ def failures(storage: Storage, shards: set[int]) -> Counter[str]:
 
 def recorded_batch_size(storage: Storage, plan: Plan) -> int | None:
     """The batch size of the first committed shard, so that the rest of the set is made alike."""
-    done = committed_shards(storage, plan)
-    if not done:
-        return None
-    return facts_of(read_part(storage, min(done)).schema, layout.part_name(min(done))).batch_size or None
+    for shard in sorted(committed_shards(storage, plan)):
+        with contextlib.suppress(CorruptSetError):  # `verify` and `repair` are for damaged parts
+            return facts_of(read_part(storage, shard).schema, layout.part_name(shard)).batch_size or None
+    return None
 
 
 def max_failed_rows(text: str, rows: int) -> int:

@@ -70,7 +70,11 @@ class Progress:
     def close(self) -> None:
         """Print the last state and end the line."""
         self._print(force=True)
-        if self._terminal:
+        self.end_line()
+
+    def end_line(self) -> None:
+        """Leave the line as it is, for what is printed next."""
+        if self._terminal and self._printed:
             with contextlib.suppress(OSError):
                 self._stream.write("\n")
 

@@ -196,7 +196,8 @@ class Worker:
             images=images.cpu().numpy(),
             finite=finite.tolist(),
             redone=len(bad),
-            similarity=None if similarity is None else similarity.float().tolist(),
+            # An encoder that overflows says nothing of likeness; facts must stay numbers.
+            similarity=None if similarity is None else similarity.float().nan_to_num(0.0).tolist(),
             flagged=None if flagged is None else flagged.tolist(),
         )
 

@@ -83,7 +83,7 @@ def _small_cases(settings: Settings, say: Say) -> Iterator[Case]:
     else:
         say(f"skipped: there is no embedded checkpoint at {checkpoint_path()}")
     pipeline = tiny_variations("64px")
-    config = _config("random-64px", settings, steps=settings.steps or 10)
+    config = _config("random-64px", settings, steps=settings.steps or 5)
     yield Case(
         name="tiny 64 px",
         generator=SDVariations.from_pipeline(pipeline, config, _CPU),

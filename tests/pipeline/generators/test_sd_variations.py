@@ -136,6 +136,14 @@ def test_crop_keeps_the_aspect(variation_folder):
         assert min(shifts) < 1e-4
 
 
+def test_crop_of_a_very_long_picture_costs_no_more_memory_than_of_a_long_one(variation_folder):
+    made = generator(variation_folder, conditioning="crop")
+    line = np.zeros((1, 60_000, 3), np.uint8)
+    line[:, 29_000:31_000] = 255
+    assert made.prepare(line).shape == (3, made.side, made.side)
+    torch.testing.assert_close(made.prepare(line), made.prepare(np.full((9, 9, 3), 255, np.uint8)))
+
+
 def test_read_only_images_are_prepared(variation_folder):
     image = photographs(1)[0].copy()
     image.flags.writeable = False

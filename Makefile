@@ -18,10 +18,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/run.stamp: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing diffmix and PyTorch into $(VENV): about 6 GB, some minutes without a word ..."
 	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/test.stamp: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing diffmix, PyTorch and the test tools into $(VENV): about 6 GB, some minutes without a word ..."
 	$(PIP) --editable ".[test,lint]"
 	@touch $@ $(VENV)/run.stamp
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from manifests import layout
-from manifests.errors import CorruptSetError, PlanMismatchError
+from manifests.errors import CorruptSetError, PlanMismatchError, StorageError
 from manifests.schema import SCHEMA_VERSION, check_version
 from manifests.storage import Storage
 
@@ -85,6 +85,10 @@ class Plan:
 
 def read_plan(storage: Storage) -> Plan:
     """The plan of the pair set in `storage`; raises `CorruptSetError` if damaged, `StorageError` if absent."""
+    if not storage.exists(layout.PLAN):
+        raise StorageError(
+            f"{storage.url} is no pair set: it has no {layout.PLAN}; `pipeline generate --out` makes one"
+        )
     return Plan.from_bytes(storage.read(layout.PLAN), f"{storage.url}/{layout.PLAN}")
 
 

@@ -56,7 +56,8 @@ def _facts(plan: Plan, ok: int) -> list[str]:
 
 
 def _printable(path: str) -> str:
-    """A path on one line, in UTF-8: a file system's names may be neither."""
+    """The last part of a path, since a card is published; on one line and in UTF-8, as file names need not be."""
+    path = path.rstrip("/").rpartition("/")[2] if path.startswith(("/", "~")) else path
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path)
 
 

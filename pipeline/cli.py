@@ -64,6 +64,7 @@ def generate(dry_run: bool, overwrite: bool, as_json: bool, **values: Any) -> in
         click.echo(note, err=True)
     if dry_run:
         return _show_plan(settings, as_json, rate=None, workers=())
+    click.echo("reading the source, loading the model …", err=True)
     outcome = run(replace(settings, overwrite=overwrite))
     summary = outcome.summary()
     _print(summary, as_json, outcome.text())

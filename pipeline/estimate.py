@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from manifests.plan import Plan
-from pipeline.generate import Settings, prepare
+from pipeline.generate import Settings, passed_over, prepare
 
 # Bytes of a JPEG per pixel at quality 90, 4:2:0, as photographs have them; digits and CIFAR take more per pixel.
 _BYTES_PER_PIXEL = 0.32
@@ -63,7 +63,7 @@ def estimate_text(facts: dict[str, Any]) -> str:
         f"about {facts['disk_gigabytes']:,} GB on disk",
     ]
     if facts["files_ignored"]:
-        lines.append(f"{facts['files_ignored']:,} files passed over: not images by their name")
+        lines.append(passed_over(facts["source"]["kind"], facts["files_ignored"]))
     if "gpu_hours" in facts:
         lines.append(f"{facts['gpu_hours']:,} hours of one worker")
     elif facts["workers"]:

@@ -20,6 +20,7 @@ class Failed:
 
     shard: int
     key: str
+    source: str
     reason: str
 
 

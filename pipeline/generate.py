@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from manifests import layout
-from manifests.catalog import committed_shards, count_rows, is_manifest_current, merge, read_part
+from manifests.catalog import committed_shards, is_manifest_current, merge, read_part
 from manifests.errors import CorruptSetError, DiffmixError, UsageError
 from manifests.plan import Plan, claim
 from manifests.schema import facts_of
@@ -22,6 +22,7 @@ from manifests.storage import Storage, open_storage
 from pipeline.card import write_card
 from pipeline.engines import ENGINES
 from pipeline.events import Event
+from pipeline.failed_rows import FailedRows, failed_rows
 from pipeline.job import Job, Tasks, check_folder, make_plan
 from pipeline.progress import Progress
 from pipeline.sources.base import INDEX_SCHEMA, Source, fingerprint
@@ -70,6 +71,12 @@ class Prepared:
     generator: Generator
 
 
+def passed_over(kind: str, count: int) -> str:
+    """What a source's `ignored` counts, in words."""
+    what = "failed rows of the source set" if kind == "pairs" else "files that are no images by their name"
+    return f"passed over: {count:,} {what}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What a run did, for the summary and the exit code."""
@@ -79,7 +86,7 @@ class Outcome:
     variations: int
     seconds: float
     rows_ok: int
-    failed: Counter[str]
+    failed: FailedRows
     ignored: int
     url: str
 
@@ -91,7 +98,8 @@ class Outcome:
             "shards_made": self.made_shards,
             "rows": self.plan.rows,
             "rows_ok": self.rows_ok,
-            "rows_failed": dict(self.failed.most_common()),
+            "rows_failed": self.failed.by_reason(),
+            "failed_examples": self.failed.examples(),
             "files_ignored": self.ignored,
             "images_made": self.variations,
             "seconds": round(self.seconds, 2),
@@ -105,11 +113,13 @@ class Outcome:
         else:
             speed = f", {self.variations / self.seconds:.1f} images/s" if self.variations and self.seconds else ""
             lines = [f"{self.rows_ok:,} pairs in {self.plan.shards} shards at {self.url} ({self.seconds:.0f} s{speed})"]
-        lines += [f"failed: {count:,} x {reason}" for reason, count in self.failed.most_common()]
         if self.failed:
-            lines.append(f"mend the source and run `pipeline repair {self.url}` to make failed rows again")
+            lines += [
+                *self.failed.lines(),
+                f"mend these files, under the same names, and run `pipeline repair {self.url}`",
+            ]
         if self.ignored:
-            lines.append(f"{self.ignored:,} files passed over: not images by their name")
+            lines.append(passed_over(self.plan.source["kind"], self.ignored))
         return "\n".join(lines)
 
 
@@ -220,7 +230,8 @@ def run(
 
     plan = job.plan
     before = committed_shards(storage, plan)
-    progress = Progress(plan, len(before), failures(storage, before), max_failed_rows(max_failures, plan.rows))
+    allowed = max_failed_rows(max_failures, plan.rows)
+    progress = Progress(plan, len(before), Counter(failed_rows(storage, before).by_reason()), allowed)
     tasks = Tasks.of(plan, index)
     try:
         for _ in range(_ROUNDS):
@@ -240,13 +251,13 @@ def run(
         progress.close()
     finish(storage, plan)
     # Other ranks and runs made shards too, whose failures `progress` has not seen.
-    failed = failures(storage, done) if done > before else progress.failed
+    failed = failed_rows(storage, done)
     return Outcome(
         plan=plan,
         made_shards=len(done) - len(before),
         variations=progress.variations,
         seconds=progress.seconds,
-        rows_ok=plan.rows - failed.total(),
+        rows_ok=plan.rows - len(failed),
         failed=failed,
         ignored=ignored,
         url=storage.url,
@@ -275,12 +286,6 @@ def make_engine(name: str, workers: int | None) -> Engine:
     return engine
 
 
-def failures(storage: Storage, shards: set[int]) -> Counter[str]:
-    """Failed rows of committed shards by reason."""
-    counts = count_rows(storage, shards)
-    return Counter({reason: number for reason, number in counts.items() if reason is not None})
-
-
 def recorded_batch_size(storage: Storage, plan: Plan) -> int | None:
     """The batch size of the first committed shard, so that the rest of the set is made alike."""
     for shard in sorted(committed_shards(storage, plan)):
@@ -293,8 +298,13 @@ def max_failed_rows(text: str, rows: int) -> int:
     """`--max-failures`: a number of rows or a percentage of them."""
     try:
         if text.endswith("%"):
-            return int(float(text[:-1]) / 100 * rows)
-        return int(text)
+            number = float(text[:-1]) / 100
+            allowed = int(number * rows)
+        else:
+            number = allowed = int(text)
+        if number < 0:
+            raise ValueError("negative")
+        return allowed
     except (ValueError, OverflowError):  # the second is for an infinite percentage
         raise UsageError(f"--max-failures {text!r}: give a number of rows (100) or a percentage (5%)") from None
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -25,6 +26,7 @@ from manifests.schema import OK, PairRow, ShardFacts, facts_of, table_to_rows
 from manifests.storage import Storage, open_storage
 from manifests.verify import is_intact, verify
 from pipeline.card import write_card
+from pipeline.failed_rows import FailedRows, failed_lines, failed_rows
 from pipeline.generate import noise_index
 from pipeline.job import Job, ShardTask, Tasks
 from pipeline.sources.base import fingerprint
@@ -32,6 +34,9 @@ from pipeline.sources.base import fingerprint
 if TYPE_CHECKING:
     from pipeline.generate import Maker
     from pipeline.generators.base import Generator, GeneratorConfig
+
+
+_OF_SOURCE = ["key", "status", "source", "label", "class_name"]
 
 
 def read_parts(storage: Storage, plan: Plan) -> Iterator[tuple[int, ShardFacts, pa.Table]]:
@@ -47,25 +52,25 @@ def status(url: str) -> dict[str, Any]:
     storage = open_storage(url)
     plan = read_plan(storage)
     done = ok = 0
-    failed: Counter[str] = Counter()
+    failed = FailedRows()
     rates = []
     for _, facts, rows in read_parts(storage, plan):
         done += 1
-        errors = rows["error"].drop_null()
-        ok += len(rows) - len(errors)
-        failed.update(errors.to_pylist())
+        ok += len(rows)
+        failed.add(rows)
         if facts.seconds > 0:
             rates.append(len(rows) * max(1, plan.variations) / facts.seconds)
     writers = len({name for name in storage.being_written() if layout.shard_of(name, "tar") is not None})
     rate = statistics.median(rates) if rates else None
-    left = (plan.rows - ok - failed.total()) * max(1, plan.variations)
+    left = (plan.rows - ok) * max(1, plan.variations)
     return {
         "url": storage.url,
         "shards_done": done,
         "shards": plan.shards,
         "rows": plan.rows,
-        "rows_ok": ok,
-        "rows_failed": dict(failed.most_common()),
+        "rows_ok": ok - len(failed),
+        "rows_failed": failed.by_reason(),
+        "failed_examples": failed.examples(),
         "workers_now": writers,
         "images_per_second_per_worker": None if rate is None else round(rate, 2),
         "eta_seconds": round(left / (rate * writers)) if rate and writers and left else (0 if not left else None),
@@ -79,7 +84,7 @@ def status_text(facts: dict[str, Any]) -> str:
     lines = [
         f"{facts['url']}: {facts['shards_done']} of {facts['shards']} shards" + (", merged" if facts["merged"] else ""),
         f"rows: {facts['rows_ok']:,} ok, {sum(facts['rows_failed'].values()):,} failed, of {facts['rows']:,}",
-        *(f"  {count:,} x {reason}" for reason, count in facts["rows_failed"].items()),
+        *failed_lines(facts["rows_failed"], facts["failed_examples"]),
         f"images/s per worker: {'unknown yet' if rate is None else rate}; workers on this set: {facts['workers_now']}",
     ]
     if eta != 0:
@@ -131,8 +136,7 @@ def repair(url: str, *, source: str | None = None, model: str | None = None) -> 
     shards = sorted({*found.bad_shards, *found.shards_with_failed_rows})
     if shards:
         maker = _maker(url, plan, source, model)
-        tasks = Tasks.of(plan, maker.index)
-        _check_same_images(storage, plan, tasks, maker.index)
+        tasks = _tasks(storage, plan, maker.index)
         progress = Progress(plan, plan.shards - len(shards), Counter(), plan.rows)
 
         def again(shard: int) -> ShardTask:  # one at a time: all rows of a large set would not fit the memory
@@ -146,11 +150,13 @@ def repair(url: str, *, source: str | None = None, model: str | None = None) -> 
         merge(storage, plan)
         write_card(storage, plan)
     after = verify(storage, plan)
+    failed = failed_rows(storage, after.shards_with_failed_rows)
     return {
         "url": storage.url,
         "shards_made_again": shards,
         "rows_ok": after.rows_ok,
-        "rows_failed": after.rows_failed,
+        "rows_failed": failed.by_reason(),
+        "failed_examples": failed.examples(),
         "problems": [f"{problem.file}: {problem.reason}" for problem in after.problems],
     }
 
@@ -158,8 +164,9 @@ def repair(url: str, *, source: str | None = None, model: str | None = None) -> 
 def repair_text(facts: dict[str, Any]) -> str:
     """`repair` for people."""
     again = facts["shards_made_again"]
-    lines = [f"made {len(again)} shards again: {', '.join(map(str, again))}" if again else "every shard was sound"]
-    lines += [f"fails still: {count:,} x {reason}" for reason, count in facts["rows_failed"].items()]
+    written = f"wrote shards again: {', '.join(map(str, again))}; their intact images were kept byte for byte"
+    lines = [written if again else "every shard was sound"]
+    lines += failed_lines(facts["rows_failed"], facts["failed_examples"])
     lines += [f"left for you: {problem}" for problem in facts["problems"]]
     lines.append(f"{facts['url']}: {facts['rows_ok']:,} rows ok")
     return "\n".join(lines)
@@ -221,10 +228,15 @@ def _check_same_model(plan: Plan, generator: Generator) -> None:
         raise UsageError(f"the model is not the one that made the set ({listed}); give the original with --model")
 
 
-def _check_same_images(storage: Storage, plan: Plan, tasks: Tasks, index: pa.Table) -> None:
-    """A mended file may have another size, so the fingerprint may differ; keys and their order may not."""
+def _tasks(storage: Storage, plan: Plan, index: pa.Table) -> Tasks:
+    """The plan's tasks from its source as it is now: files may have been mended, deleted or added meanwhile.
+
+    Raises `UsageError` if the source is another one: if a committed shard would hold other keys.
+    """
     if fingerprint(index) == plan.source["fingerprint"]:
-        return
+        return Tasks.of(plan, index)
+    index = _as_planned(storage, plan, index)
+    tasks = Tasks.of(plan, index)
     same = 0
     for shard, _, rows in read_parts(storage, plan):
         if index.num_rows < plan.rows or not tasks.task(shard).rows["key"].equals(rows["key"]):
@@ -238,6 +250,26 @@ def _check_same_images(storage: Storage, plan: Plan, tasks: Tasks, index: pa.Tab
             f"the source is not as it was when {storage.url} was planned ({index.num_rows:,} images), and no shard is "
             "left to compare it with. Give the original images with --source"
         )
+    return tasks
+
+
+def _as_planned(storage: Storage, plan: Plan, index: pa.Table) -> pa.Table:
+    """The index with rows for failed images that were deleted since, and where all is known without added ones."""
+    parts = [rows.select(_OF_SOURCE) for _, _, rows in read_parts(storage, plan)]
+    if not parts or plan.source["kind"] not in ("folder", "pack"):
+        return index
+    known = pa.concat_tables(parts).replace_schema_metadata(None)
+    gone = known.filter(pc.invert(pc.is_in(known["key"], index["key"])))
+    lost = gone.filter(pc.equal(gone["status"], OK))
+    if len(lost):
+        raise UsageError(
+            f"the source is not the one that the set was made of: {len(lost):,} of its images are not there, such as "
+            f"{lost['source'][0]}. Give the original images with --source"
+        )
+    if len(known) == plan.rows:
+        index = index.filter(pc.is_in(index["key"], known["key"]))
+    columns = [gone["key"], gone["source"], gone["label"], gone["class_name"], *[pa.nulls(len(gone), pa.int64())] * 2]
+    return pa.concat_tables([index, pa.table(columns, schema=index.schema)]).sort_by("key")
 
 
 def _by_batch_size(storage: Storage, plan: Plan, shards: list[int]) -> Mapping[int | None, list[int]]:
@@ -275,8 +307,7 @@ def reproduce(
     maker = _maker(url, plan, source, model)
     if maker.generator is None:
         raise UsageError(f"{url} was packed from existing images: there is no generator to run again")
-    tasks = Tasks.of(plan, maker.index)
-    _check_same_images(catalog.storage, plan, tasks, maker.index)
+    tasks = _tasks(catalog.storage, plan, maker.index)
     task: ShardTask = tasks.task(row.shard)
     facts = facts_of(read_part(catalog.storage, row.shard).schema, layout.part_name(row.shard))
     worker = make_worker(replace(maker.job, batch_size=facts.batch_size), maker.generator, lambda event: None)

@@ -145,7 +145,9 @@ _OPTIONS = [
     click.option("--variations", type=click.IntRange(1), default=1, show_default=True, help="Images per real image."),
     click.option("--steps", type=click.IntRange(1), help="Denoising steps.  [default: the generator's]"),
     click.option(
-        "--guidance-scale", type=float, help="Classifier-free guidance; 1 is off.  [default: the generator's]"
+        "--guidance-scale",
+        type=click.FloatRange(0),
+        help="Classifier-free guidance; 1 is off.  [default: the generator's]",
     ),
     click.option("--scheduler", help="ddim, pndm, dpm++, euler, …, or 'checkpoint'.  [default: the generator's]"),
     click.option(

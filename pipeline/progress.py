@@ -43,6 +43,7 @@ class Progress:
         self._failed: dict[str, str] = {}  # reason by key: a shard that is made again counts once
         self._recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self._printed = 0.0
+        self._last = ""
         self._started = time.monotonic()
         self.variations = 0
         self.device_seconds = 0.0
@@ -57,7 +58,7 @@ class Progress:
                 self._fail(event)
             case Committed():
                 self._shards_done += 1
-                self._print(force=not self._terminal)
+                self._print(force=not self._terminal or self._shards_done == self._plan.shards)
                 return
             case Note():
                 self.note(event.text)
@@ -68,8 +69,9 @@ class Progress:
         self._write(f"{text}\n")
 
     def close(self) -> None:
-        """Print the last state and end the line."""
-        self._print(force=True)
+        """Print the last state if it is not there yet, and end the line."""
+        if self.line() != self._last:
+            self._print(force=True)
         self.end_line()
 
     def end_line(self) -> None:
@@ -115,7 +117,8 @@ class Progress:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in self.failed.most_common(5))
             raise TooManyFailuresError(
                 f"{total} of {self._plan.rows} rows failed, more than --max-failures allows ({self._max_failures}): "
-                f"{reasons}. Mend the source, or raise --max-failures and run the same command again"
+                f"{reasons}; the last is {failed.source}. Mend such files under the same names, or raise "
+                "--max-failures to record them as failed rows, and run the same command again"
             )
 
     def line(self) -> str:
@@ -125,6 +128,8 @@ class Progress:
         eta = _duration(images / self.rate) if self.rate > 0 and self.variations else "?"
         total = self.device_seconds + self.wait_seconds
         wait = f"{self.wait_seconds / total:.1%}" if total else "-"
+        if self._plan.generator is None:
+            return f"shards {self._shards_done}/{self._plan.shards} | failed {self._num_failed}"
         return (
             f"shards {self._shards_done}/{self._plan.shards} | {self.variations} images | {self.rate:.1f} images/s "
             f"| ETA {eta} | failed {self._num_failed} | data wait {wait}"
@@ -135,7 +140,8 @@ class Progress:
         if not force and now - self._printed < (_TERMINAL_INTERVAL if self._terminal else _PLAIN_INTERVAL):
             return
         self._printed = now
-        self._write(self.line() + ("" if self._terminal else "\n"))
+        self._last = self.line()
+        self._write(self._last + ("" if self._terminal else "\n"))
 
     def _write(self, text: str) -> None:
         # Nobody may be there to read it any more, or the log's disk be full: no reason to stop working.

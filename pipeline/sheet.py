@@ -21,6 +21,7 @@ _GAP = 4
 _CAPTION = 12
 _BACKGROUND = (250, 250, 250)
 _INK = (60, 60, 60)
+_SIMILARITY = "similarity "
 
 
 def write_sheet(url: str, out: Path, *, samples: int, thumbnail: int, seed: int) -> list[Path]:
@@ -93,7 +94,7 @@ def _cells(catalog: Catalog, row: PairRow, thumbnail: int) -> list[tuple[Image.I
     if row.real is not None:
         cells.append((_thumbnail(catalog.image(row, row.real), thumbnail), "real"))
     for image in row.synthetic:
-        caption = "" if image.similarity is None else f"{image.similarity:.2f}"
+        caption = "" if image.similarity is None else f"{_SIMILARITY if thumbnail >= 80 else ''}{image.similarity:.2f}"
         cells.append((_thumbnail(catalog.image(row, image), thumbnail), caption))
     return cells
 

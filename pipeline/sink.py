@@ -140,7 +140,7 @@ class ShardSink:
             sample = replace(sample, synthetic=[future.result() for future in variations])
         row = self._writer.add(sample)
         if row.status != OK:
-            self._events.put(Failed(shard=row.shard, key=row.key, reason=row.error or ""))
+            self._events.put(Failed(shard=row.shard, key=row.key, source=row.source or row.key, reason=row.error or ""))
 
     def _commit(self, facts: dict[str, Any]) -> None:
         assert self._writer is not None, "a shard begins before it is committed"

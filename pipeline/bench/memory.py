@@ -15,9 +15,11 @@ from pipeline.bench.child import call
 from pipeline.bench.figures import Figure, Say, Settings
 from pipeline.bench.pictures import picture
 from pipeline.sources.images import encode
+from pipeline.sources.open import open_source
 
 _IMAGES, _QUICK_IMAGES = 50_000, 2_000
 _SHARD_ROWS = 500
+_TAR_IMAGES = 1000  # as WebDataset tars of photographs hold
 _DISTINCT = 64
 
 
@@ -55,23 +57,26 @@ def measure(settings: Settings, say: Say) -> list[Figure]:
 
 def _run(folder: Path, images: int, say: Say) -> dict[str, Any]:
     say(f"memory: generating from {images:,} tiny images")
-    source, out = folder / f"{images}.tar", folder / f"pairs-of-{images}"
-    write_tar(source, images)
+    source, out = folder / f"tars-of-{images}", folder / f"pairs-of-{images}"
+    write_tars(source, images)
     shards = -(-images // _SHARD_ROWS)
     facts = call("generate", str(source), str(folder / "model"), str(out), str(shards))
-    return {"images": images, "shards": shards, **facts}
+    index = open_source(str(source)).index()
+    return {"images": images, "shards": shards, "index_bytes": index.nbytes, **facts}
 
 
-def write_tar(path: Path, images: int) -> None:
-    """A WebDataset tar of JPEGs of 8 to 16 pixels."""
+def write_tars(folder: Path, images: int) -> None:
+    """WebDataset tars of JPEGs of 8 to 16 pixels."""
+    folder.mkdir()
     random = torch.Generator().manual_seed(0)
     pictures = [encode(picture(random, 8 + number % 9, 8 + number // 8), 90) for number in range(_DISTINCT)]
-    with tarfile.open(path, "w") as tar:
-        for number in range(images):
-            data = pictures[number % _DISTINCT]
-            member = tarfile.TarInfo(f"{number:09d}.jpg")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    for first in range(0, images, _TAR_IMAGES):
+        with tarfile.open(folder / f"{first:09d}.tar", "w") as tar:
+            for number in range(first, min(first + _TAR_IMAGES, images)):
+                data = pictures[number % _DISTINCT]
+                member = tarfile.TarInfo(f"{number:09d}.jpg")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
 
 
 def generate(source: str, model: str, out: str, shards: str) -> dict[str, Any]:
@@ -79,7 +84,6 @@ def generate(source: str, model: str, out: str, shards: str) -> dict[str, Any]:
     import contextlib
 
     from pipeline.cli import run
-    from pipeline.sources.open import open_source
 
     arguments = ["--source", source, "--model", model, "--out", out, "--shards", shards, "--steps", "1", "--json"]
     summary = io.StringIO()
@@ -87,5 +91,4 @@ def generate(source: str, model: str, out: str, shards: str) -> dict[str, Any]:
         code = run(["generate", *arguments])
     if code:
         raise SystemExit(code)
-    facts = json.loads(summary.getvalue())
-    return {"seconds": facts["seconds"], "index_bytes": open_source(source).index().nbytes}
+    return {"seconds": json.loads(summary.getvalue())["seconds"]}

@@ -150,7 +150,11 @@ def _with_classes(table: pa.Table, location: str) -> pa.Table:
     classes = sorted(pc.unique(folders).to_pylist(), key=from_text)
     if in_root:
         if in_root < table.num_rows:
-            logger.warning("%s: no labels, since %d images lie beside the subfolders", location, in_root)
+            stray = table["location"].filter(pc.equal(folders, table["location"]))[0].as_py()
+            logger.warning(
+                "%s: no labels, since %d images (such as %s) lie beside the class folders; move them for labels",
+                location, in_root, stray,
+            )  # fmt: skip
         return table
     if len(classes) < 2:
         return table

@@ -104,7 +104,7 @@ def test_nested_differences_are_named_to_the_leaf():
 
 
 def test_absent_and_damaged_plans(storage: LocalStorage, plan: Plan):
-    with pytest.raises(StorageError, match="does not exist"):
+    with pytest.raises(StorageError, match="is no pair set"):
         read_plan(storage)
     storage.write(layout.PLAN, flip(plan.to_bytes(), 50))
     with pytest.raises(CorruptSetError):

@@ -368,7 +368,7 @@ def test_failures_of_another_run_count_in_the_outcome(tiny_model, photos, tmp_pa
 
     job = Job(out=storage.url, plan=plan, source=None, generator=None, generator_name="")
     outcome = run(job, index, storage, others)
-    assert outcome.failed == {"empty file": plan.rows}
+    assert outcome.failed.by_reason() == {"empty file": plan.rows}
     assert outcome.rows_ok == 0
 
 

@@ -201,6 +201,32 @@ def test_repair_makes_failed_rows_once_their_image_is_mended(pipeline, tiny_mode
     assert pipeline("verify", folder)[0] == 0
 
 
+def test_a_deleted_bad_file_stays_a_failed_row_and_hinders_no_repair(pipeline, tiny_model, photos, tmp_path):
+    source, folder = tmp_path / "photos", tmp_path / "set"
+    shutil.copytree(photos, source)
+    (source / "cat" / "photo 1.jpg").write_bytes(b"")
+    flags = ["--model", tiny_model, "--out", folder, "--batch-size", "4", "--shards", "3", "--max-failures", "1"]
+    code, out, _ = pipeline("generate", "--source", source, *flags)
+    assert code == 3
+    assert "cat/photo 1.jpg: empty file" in out
+    assert "cat/photo 1.jpg: empty file" in pipeline("status", folder)[1]
+    before = {row["key"]: row for row in rows_of(folder)}
+    (source / "cat" / "photo 1.jpg").unlink()
+    Image.new("RGB", (9, 9)).save(source / "cat" / "new.png")
+    bad = next(row for row in before.values() if row["status"] == "failed")["shard"]
+    other = (bad + 1) % 3
+    flip(folder / f"pairs-{other:06d}.tar", 600)
+    code, out, err = pipeline("repair", folder)
+    assert code == 3, err
+    assert "cat/photo 1.jpg" in out
+    after = {row["key"]: row for row in rows_of(folder)}
+    assert after.keys() == before.keys()
+    assert sum(row["status"] == "ok" for row in after.values()) == 22
+    assert pipeline("verify", folder)[0] == 0
+    key = next(key for key, row in after.items() if row["status"] == "ok")
+    assert "the same bytes" in pipeline("reproduce", folder, key)[1]
+
+
 def test_repair_refuses_another_source_or_model(damaged, pipeline, tmp_path, photos):
     (damaged / "pairs-000000.tar").unlink()
     other = tmp_path / "other"

@@ -11,11 +11,11 @@ import pytest
 from pipeline.events import Failed, Note
 from pipeline.progress import Progress, TooManyFailuresError
 
-PLAN = SimpleNamespace(shards=2, rows=1_000_000, variations=1)
+PLAN = SimpleNamespace(generator={}, shards=2, rows=1_000_000, variations=1)
 
 
 def fail(progress, number):
-    progress(Failed(shard=0, key=str(number), reason="truncated JPEG"))
+    progress(Failed(shard=0, key=str(number), source=f"{number}.jpg", reason="truncated JPEG"))
 
 
 def test_failures_before_and_now_count_together_and_a_row_once():

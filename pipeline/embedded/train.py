@@ -201,6 +201,10 @@ def _reported(name: str, count: int) -> Iterable[int]:
     click.echo(f"{name}: {count} steps in {time.perf_counter() - start:.0f} s", err=True)
 
 
+# What `pipeline generate` runs the checkpoint with, unless told otherwise.
+DEFAULTS = {"steps": 10, "guidance_scale": 2.0, "scheduler": "dpm++"}
+
+
 def save(pipeline: StableDiffusionImageVariationPipeline, folder: Path) -> None:
     """Write float16 weights in diffusers format, readable by everyone and free of this machine's paths."""
     copy.deepcopy(pipeline).to(torch.float16).save_pretrained(folder, safe_serialization=True)
@@ -212,6 +216,8 @@ def save(pipeline: StableDiffusionImageVariationPipeline, folder: Path) -> None:
             # only when they agree.
             settings["dtype"] = "float32"
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    defaults = json.dumps(DEFAULTS, indent=2, sort_keys=True) + "\n"
+    (folder / "diffmix.json").write_text(defaults, encoding="utf-8")
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
 

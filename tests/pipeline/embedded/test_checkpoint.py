@@ -28,6 +28,7 @@ def test_holds_what_diffusers_expects():
     names = {path.relative_to(checkpoint_path()).as_posix() for path in FILES}
     assert names == {
         "README.md",
+        "diffmix.json",
         "feature_extractor/preprocessor_config.json",
         "image_encoder/config.json",
         "image_encoder/model.safetensors",

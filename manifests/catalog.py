@@ -292,16 +292,3 @@ def _columns(parquet: pq.ParquetFile, names: Sequence[str]) -> pa.Table:
         if not any(path == name or path.startswith(f"{name}.") for path in paths):
             raise UsageError(f"a pair set has no column {name!r}; it has {', '.join(paths)}")
     return parquet.read(columns=list(names)).replace_schema_metadata(None)
-
-
-def count_rows(storage: Storage, shards: set[int]) -> dict[str | None, int]:
-    """Rows by their `error` (None: ok) over the given committed shards; damaged parts count as nothing."""
-    counts: dict[str | None, int] = {}
-    for shard in sorted(shards):
-        try:
-            errors = read_part(storage, shard)["error"]
-        except (CorruptSetError, StorageError):
-            continue
-        for entry in errors.value_counts().to_pylist():
-            counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
-    return counts

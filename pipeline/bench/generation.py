@@ -89,7 +89,7 @@ def _small_cases(settings: Settings, say: Say) -> Iterator[Case]:
         generator=SDVariations.from_pipeline(pipeline, config, _CPU),
         pipeline=pipeline,
         images=_images(settings, 64),
-        write=partial(_write_pictures, side=settings.size or 64),
+        write=partial(write_pictures, side=settings.size or 64),
         rounds=settings.round_count(),
     )
 
@@ -117,7 +117,7 @@ def _model_case(
         generator=generator,
         pipeline=pipeline,
         images=_images(settings, 256 if generator.size <= 32 else 64),
-        write=write or partial(_write_pictures, side=generator.size),
+        write=write or partial(write_pictures, side=generator.size),
         rounds=settings.round_count(5 if device.type == "cpu" else _ROUNDS_ON_GPU),
     )
 
@@ -136,7 +136,7 @@ def random_cases(pipeline: Any, settings: Settings, device: torch.device) -> Ite
             generator=generator,
             pipeline=pipeline,
             images=_images(settings, 128),
-            write=partial(_write_pictures, side=case_size),
+            write=partial(write_pictures, side=case_size),
             rounds=settings.round_count(5 if device.type == "cpu" else _ROUNDS_ON_GPU),
             count_flops=True,
         )
@@ -154,10 +154,6 @@ def _config(model: str, settings: Settings, steps: int | None = None, size: int 
 
 def _images(settings: Settings, default: int) -> int:
     return settings.images or (default // 2 if settings.quick else default)
-
-
-def _write_pictures(folder: Path, count: int, *, side: int) -> None:
-    write_pictures(folder, count, side)
 
 
 def measure_case(case: Case, settings: Settings, say: Say) -> list[Figure]:

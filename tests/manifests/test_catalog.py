@@ -18,7 +18,6 @@ from manifests import layout
 from manifests.catalog import (
     Catalog,
     committed_shards,
-    count_rows,
     is_manifest_current,
     manifest_writer,
     merge,
@@ -29,7 +28,7 @@ from manifests.errors import CorruptSetError, SchemaVersionError, UsageError
 from manifests.plan import Plan, claim
 from manifests.schema import OK, ROW_SCHEMA, ShardFacts, rows_to_table, table_to_rows
 from manifests.shard import part_bytes
-from manifests.storage import LocalStorage, Storage, open_storage
+from manifests.storage import LocalStorage, open_storage
 from tests.manifests.builders import FACTS, flip, make_plan, open_writer, write_set, write_shard
 
 
@@ -240,13 +239,6 @@ def test_every_flipped_byte_of_a_part_is_found(finished: tuple[LocalStorage, Pla
         monkeypatch.setattr(storage, "read", lambda name, position=position: flip(data, position, position % 8))
         with pytest.raises(CorruptSetError, match=r"pairs-000001.parquet is damaged"):
             read_part(storage, 1)
-
-
-def test_count_rows(finished: tuple[Storage, Plan]):
-    storage, plan = finished
-    assert count_rows(storage, {0, 1}) == {None: 4, "unreadable": 1}
-    storage.write(layout.part_name(0), b"")
-    assert count_rows(storage, {0, 1, 7}) == {None: 1, "unreadable": 1}
 
 
 def test_a_row_costs_few_bytes():

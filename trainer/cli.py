@@ -1,25 +1,109 @@
-"""The command line `trainer`. Its commands arrive with stage two; until then each says so."""
+"""The command line `trainer`. Heavy modules are imported inside commands, so that `--help` answers at once."""
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
 import click
 
-_COMMANDS = {
-    "pretrain": "self-supervised pre-training on a pair set",
+from manifests.errors import DiffmixError
+from trainer.engine.signals import RESUMABLE
+from trainer.options import nested, pretrain_options
+
+_LATER = {
     "finetune": "continual fine-tuning, measuring what was gained and what was forgotten",
     "compare": "several methods or policies with equal budget in one table",
     "evaluate": "kNN, linear probe, shifts, corruptions, transfer",
     "report": "one page comparing runs",
-    "export": "the encoder for plain timm or torchvision",
-    "runs": "list of runs and their headline numbers",
-    "bench": "loader and step speed against named baselines",
 }
 
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout.")
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show the traceback of errors.")
 @click.version_option(package_name="diffmix")
-def cli() -> None:
-    """Self-supervised training on pair sets. Not built yet: this version of diffmix makes the pairs (`pipeline`)."""
+def cli(debug: bool) -> None:
+    """Self-supervised training on pair sets: streams real/synthetic pairs into SimCLR, Barlow Twins or DINO.
+
+    \b
+    trainer pretrain --method dino                       # on data/pairs, in runs/<time>-dino
+    torchrun --nproc-per-node 8 -m trainer pretrain --method dino --data /data/pairs --out runs/dino
+    trainer runs
+
+    Exit codes: 0 ok, 1 error, 2 usage, 3 bad data, 4 collapsed or diverged, 75 stopped by a signal (run it again).
+    """
+
+
+@cli.command()
+@pretrain_options
+@click.option("--dry-run", is_flag=True, help="Print the settings, steps and sample counts, and stop.")
+@_json_option
+def pretrain(dry_run: bool, as_json: bool, **values: Any) -> int:
+    """Train an encoder on a pair set without labels; run it again with the same --out to go on after a stop.
+
+    Settings come from a recipe, then --set, then the other options; the result is printed and kept in config.yaml.
+
+    \b
+    trainer pretrain --method dino --data data/pairs --out runs/dino
+    trainer pretrain --recipe simclr-cifar10 --mix real --set optim.lr=0.3
+    trainer pretrain --method simclr --filter 'similarity > 0.6' --filter 'fraction 0.1'
+    """
+    from trainer.pretrain import describe
+    from trainer.pretrain import pretrain as run
+    from trainer.settle import Request
+
+    request = Request(
+        method=values["method"],
+        recipe=values["recipe"],
+        flags=nested(values),
+        assignments=values["assignments"],
+        out=values["out"],
+        resume=values["resume"],
+    )
+    if dry_run:
+        facts = describe(request)
+        _print(facts, as_json, facts.pop("text"))
+        return 0
+    outcome = run(request)
+    if outcome.is_main:
+        _print({"state": outcome.state, "folder": str(outcome.folder), **outcome.results}, as_json, outcome.text())
+    return RESUMABLE if outcome.state == "stopped" else 0
+
+
+@cli.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--to", type=click.Choice(["timm", "torchvision"]), default="timm", show_default=True, help="For which library."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="New folder.")
+@_json_option
+def export(run: Path, to: Any, out: Path, as_json: bool) -> int:
+    """Write a run's encoder for plain timm or torchvision, and check that it gives the same features there."""
+    from trainer.export import export_run
+
+    export_run(run, out, to)
+    _print({"folder": str(out), "to": to}, as_json, f"{out}: encoder of {run} for {to}, same features")
+    return 0
+
+
+@cli.command()
+@click.argument("root", metavar="[DIR]", default="runs", type=click.Path(path_type=Path))
+@_json_option
+def runs(root: Path, as_json: bool) -> int:
+    """List the runs of a folder: state, steps, kNN, loss, images/s."""
+    from dataclasses import asdict
+
+    from trainer.runs import list_runs, runs_text
+
+    found = list_runs(root)
+    _print({"runs": [asdict(run) for run in found]}, as_json, runs_text(found))
+    return 0
 
 
 def _add(name: str, summary: str) -> None:
@@ -29,18 +113,44 @@ def _add(name: str, summary: str) -> None:
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     def command() -> None:
-        raise click.ClickException(
-            f"`trainer {name}` is not built yet; this version of diffmix has stage one, `pipeline`"
-        )
+        raise click.ClickException(f"`trainer {name}` is not built yet; this version of diffmix pre-trains")
 
 
-for _name, _summary in _COMMANDS.items():
+for _name, _summary in _LATER.items():
     _add(_name, _summary)
 
 
+def _print(facts: Any, as_json: bool, text: str) -> None:
+    try:
+        click.echo(json.dumps(facts, indent=2, default=str) if as_json else text)
+    except BrokenPipeError:  # `trainer … | head` is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
-    """Console entry point."""
-    cli(prog_name="trainer")
+    """Console entry point: runs the command and turns errors into messages and exit codes."""
+    # As in `pipeline`: OpenMP's threads would spin on cores that another program uses too. Read when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are no UTF-8
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of one call; never raises for what a user can cause."""
+    try:
+        return int(cli.main(arguments, prog_name="trainer", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\ninterrupted; run the same command again to go on from the newest checkpoint", err=True)
+        return RESUMABLE
+    except (DiffmixError, OSError) as error:  # an OSError: a path that the user gave and that the system refuses
+        if "--debug" in arguments:
+            raise
+        click.echo(f"error: {error}", err=True)
+        return getattr(error, "exit_code", 1)
 
 
 if __name__ == "__main__":

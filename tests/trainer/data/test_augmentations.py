@@ -1,0 +1,62 @@
+"""The named sets: their numbers against the papers' tables, and that all of them can be drawn."""
+
+import numpy as np
+import pytest
+
+from trainer.data import colours, crops, hashing
+from trainer.data.augmentations import AUGMENTATIONS, LOCAL_SCALE, PLAIN, Augmentation, AugmentationSet
+
+STRENGTHS = {
+    # name: scale, jitter, (brightness, contrast, saturation, hue), grayscale, blur and solarise of each view
+    "weak": ((0.2, 1.0), 0.4, (0.4, 0.4, 0.4, 0.1), 0.2, [(0.5, 0)]),
+    "simclr": ((0.08, 1.0), 0.8, (0.8, 0.8, 0.8, 0.2), 0.2, [(0.5, 0)]),
+    "simclr-cifar": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.4, 0.1), 0.2, [(0, 0)]),
+    "barlow-twins": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, [(1, 0), (0.1, 0.2)]),
+    "dino": ((0.4, 1.0), 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, [(1, 0), (0.1, 0.2)]),
+    "diffmix": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, [(1, 0), (0, 0.2)]),
+}
+
+
+@pytest.mark.parametrize("name", STRENGTHS)
+def test_published_numbers(name: str):
+    scale, jitter, strengths, gray, views = STRENGTHS[name]
+    found = AUGMENTATIONS[name].views
+    assert [(view.blur, view.solarize) for view in found] == views
+    for view in found:
+        assert (view.scale, view.jitter, view.grayscale, view.flip) == (scale, jitter, gray, 0.5)
+        assert (view.brightness, view.contrast, view.saturation, view.hue) == strengths
+
+
+def test_local_crops_of_dino():
+    local = AUGMENTATIONS["dino"].local
+    assert local is not None
+    assert local.scale == LOCAL_SCALE == (0.05, 0.4)
+    assert (local.blur, local.solarize) == (0.5, 0)
+
+
+def test_only_diffmix_cuts_squares():
+    square = {name for name, one in AUGMENTATIONS.items() for view in one.views if view.square}
+    assert square == {"diffmix"}
+    assert AUGMENTATIONS["diffmix"].views[0].blur_kernel == (5, 9)
+
+
+def test_none_is_plain_and_the_default():
+    assert AUGMENTATIONS["none"].views == (PLAIN,)
+    assert Augmentation() == PLAIN
+
+
+def every_view() -> list[tuple[str, Augmentation]]:
+    def views(one: AugmentationSet) -> list[Augmentation]:
+        return [*one.views, *([one.local] if one.local else [])]
+
+    return [(name, view) for name, one in AUGMENTATIONS.items() for view in views(one)]
+
+
+@pytest.mark.parametrize(("name", "view"), every_view())
+def test_every_view_can_be_drawn_and_says_its_source(name: str, view: Augmentation):
+    u = hashing.uniforms(1, np.arange(50), count=max(crops.DRAWS, colours.DRAWS))
+    boxes, flips = crops.draw(u[:, : crops.DRAWS], 50, 70, view)
+    drawn = colours.draw(u[:, : colours.DRAWS], view, 32)
+    assert boxes.shape == (50, 4)
+    assert flips.shape == drawn.shape == (50,)
+    assert AUGMENTATIONS[name].source

@@ -1,0 +1,273 @@
+"""A run's settings: defaults < recipe < `--set key=value` < flags, checked, resolved and saved.
+
+Each section is a frozen dataclass beside its owner; unknown keys are refused with the nearest spelling.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from manifests.errors import UsageError
+from trainer.choices import class_of
+from trainer.data.mixing import MixConfig
+from trainer.data.view_plan import ViewConfig
+from trainer.engine.optim import OptimConfig
+from trainer.methods import METHODS
+from trainer.nn.encoders import EncoderConfig
+
+T = TypeVar("T")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but that 1e-3 is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), None)
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise UsageError(f"{name} is {value!r}; it must be {allowed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which samples, and how they are read. Only `filter` changes what is learnt from a set."""
+
+    url: str = "data/pairs"
+    filter: tuple[str, ...] = ()  # expressions over manifest columns, all of which must hold
+    workers: int | None = None  # reading threads per rank; None: by the cores
+    cache: int = 2 << 30  # bytes of RAM for decoded images, used where the whole set fits
+    allow_changed: bool = False  # resume although the set is not the one that the run was started on
+
+    def __post_init__(self) -> None:
+        _require(self.workers is None or self.workers > 0, "data.workers", self.workers, "1 or more, or null")
+        _require(self.cache >= 0, "data.cache", self.cache, "0 or more bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """How long, how much at once, and on what."""
+
+    epochs: float = 100
+    max_steps: int | None = None  # wins over epochs, whether it is less or more
+    batch_size: int = 256  # images of one optimiser step over all ranks
+    accumulation: int = 1  # micro-batches of one optimiser step
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    seed: int = 0
+    log_every: int = 10  # steps
+    trackers: tuple[str, ...] = ()  # of Accelerate, beside TensorBoard: wandb, mlflow, …
+
+    def __post_init__(self) -> None:
+        _require(0 < self.epochs < math.inf, "run.epochs", self.epochs, "a number above 0")
+        _require(self.max_steps is None or self.max_steps > 0, "run.max_steps", self.max_steps, "1 or more, or null")
+        _require(self.batch_size > 1, "run.batch_size", self.batch_size, "2 or more")
+        for name in ("accumulation", "log_every"):
+            _require(getattr(self, name) > 0, f"run.{name}", getattr(self, name), "1 or more")
+        _require(0 <= self.seed < 2**31, "run.seed", self.seed, "from 0 to 2147483647")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """kNN while training: 10 % of the labelled keys ask, the rest answer (design: held-out data)."""
+
+    every: float = 1  # epochs; 0: at the start and the end only
+    k: int = 20
+    temperature: float = 0.07
+    bank: int = 50_000  # at most so many images answer
+    queries: int = 10_000  # and so many ask
+    final: bool = True  # at the end, also a linear probe and the corruptions
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.every < math.inf, "evaluation.every", self.every, "a number of 0 or more")
+        _require(self.k > 0, "evaluation.k", self.k, "1 or more")
+        _require(self.temperature > 0, "evaluation.temperature", self.temperature, "above 0")
+        for name in ("bank", "queries"):
+            _require(getattr(self, name) > 1, f"evaluation.{name}", getattr(self, name), "2 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    """Restart points."""
+
+    every: int = 500  # steps
+    keep: int = 2  # the newest ones
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, "checkpoint.every", self.every, "0 (only at the end and at a stop) or more")
+        _require(self.keep > 0, "checkpoint.keep", self.keep, "1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSection:
+    """Which method; its own settings stand beside the name and are checked by the method's `Config`."""
+
+    name: str
+    settings: Any  # the method's Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainConfig:
+    """All of one pre-training run."""
+
+    recipe: str = ""
+    method: MethodSection
+    data: DataConfig = field(default_factory=DataConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    encoder: EncoderConfig
+    init: str | None = None
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as in config.yaml; the inverse of `resolve`."""
+        values = asdict(self)
+        values["method"] = {"name": self.method.name, **values["method"]["settings"]}
+        return _plain(values)
+
+    def to_yaml(self) -> str:
+        """What is saved and printed."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+# What may differ between a run and its continuation: it changes nothing that is learnt.
+_FREE = (
+    "data.url",
+    "data.workers",
+    "data.cache",
+    "data.allow_changed",
+    "recipe",
+    "run.trackers",
+    "run.compile",
+    "run.log_every",
+    "checkpoint",
+    "evaluation",
+)
+
+
+def resolve(values: Mapping[str, Any], where: str = "settings") -> PretrainConfig:
+    """The checked settings; raises `UsageError` naming the key, what arrived and what is allowed."""
+    sections = dict(values)
+    for ignored in ("about", "reference"):  # what a recipe says of itself
+        sections.pop(ignored, None)
+    _check_keys(PretrainConfig, sections, where, "")
+    method = _method_section(sections.pop("method", None), where)
+    if "encoder" not in sections:
+        raise UsageError(f"{where}: no encoder; choose a recipe, or a timm model by --encoder")
+    built = {name: _section(name, value, where) for name, value in sections.items()}
+    return PretrainConfig(method=method, **built)
+
+
+def _method_section(values: Any, where: str) -> MethodSection:
+    if not isinstance(values, Mapping) or values.get("name") not in METHODS:
+        got = values.get("name") if isinstance(values, Mapping) else values
+        raise UsageError(f"{where}: method.name is {got!r}; choose one of {', '.join(METHODS)}")
+    settings = {name: value for name, value in values.items() if name != "name"}
+    config = class_of(METHODS, values["name"]).Config
+    _check_keys(config, settings, where, "method.")
+    return MethodSection(name=values["name"], settings=build(config, settings, where, "method."))
+
+
+def _section(name: str, value: Any, where: str) -> Any:
+    hint = get_type_hints(PretrainConfig)[name]
+    if not is_dataclass(hint):
+        return _checked(hint, value, where, name)
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where}: {name} is {value!r}; it is a section with keys {', '.join(_names(hint))}")
+    _check_keys(hint, value, where, f"{name}.")
+    return build(hint, value, where, f"{name}.")  # type: ignore[arg-type]  # a dataclass, as checked
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str, prefix: str = "") -> T:
+    """An instance of a dataclass from plain values, types checked; `UsageError` names the first that is wrong."""
+    checked: T = _checked(cls, dict(values), where, prefix.removesuffix("."))
+    return checked
+
+
+def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, (name, *first["loc"]))).lstrip(".")
+        if first["type"] == "missing":
+            raise UsageError(f"{where}: {key} is missing") from error
+        raise UsageError(f"{where}: {key} is {first['input']!r}: {first['msg'].lower()}") from error
+
+
+def _names(cls: Any) -> list[str]:
+    return [item.name for item in fields(cls)]
+
+
+def _check_keys(cls: Any, values: Mapping[str, Any], where: str, prefix: str) -> None:
+    known = _names(cls)
+    for name in values:
+        if name not in known:
+            raise UsageError(f"{where}: unknown key {prefix + str(name)!r}{_nearest(prefix, str(name), known)}")
+
+
+def _nearest(prefix: str, name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {prefix + near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, later layers winning key by key."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            old = merged.get(name)
+            both = isinstance(old, Mapping) and isinstance(value, Mapping)
+            merged[name] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """`["optim.lr=1e-3"]` as nested settings; values are YAML."""
+    layers = []
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        if not separator or not all(path.split(".")):
+            raise UsageError(f"--set {assignment!r}: give KEY=VALUE, such as optim.lr=1e-3")
+        try:
+            value = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {assignment!r}: {text!r} is not a YAML value") from error
+        for name in reversed(path.split(".")):
+            value = {name: value}
+        layers.append(value)
+    return merge(*layers)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Keys, old and new values of what differs and may not differ between a run and its continuation."""
+    found: list[tuple[str, Any, Any]] = []
+    for name in dict.fromkeys([*old, *new]):
+        path, before, after = prefix + name, old.get(name), new.get(name)
+        if path in _FREE or before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping) and path != "encoder.args":
+            found += differences(before, after, f"{path}.")
+        else:
+            found.append((path, before, after))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value

@@ -1,0 +1,301 @@
+"""Batches of views, endlessly, from any place in the stream: threads decode and cut ahead of the training step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.data import mixing, order
+from trainer.data.augment import augment
+from trainer.data.augment_cpu import augment_cpu
+from trainer.data.batch import Batch, Views
+from trainer.data.colours import Colours
+from trainer.data.mixing import MixConfig
+from trainer.data.order import Cursor
+from trainer.data.reader import CACHE_BYTES, Reader
+from trainer.data.rows import REAL, Rows
+from trainer.data.threads import Crew, Task, default_workers
+from trainer.data.view_maker import ViewMaker, cut_plain
+from trainer.data.view_plan import ViewConfig, ViewPlan
+
+_PART_PIXELS = 16 * 2 * 224 * 224  # of the views that a thread makes at a time: little memory, little overhead
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A micro-batch in the making. `tensors` are [V, B, ...] and, with local crops, [W, B, ...]."""
+
+    items: NDArray[np.int64]
+    epoch: int
+    step: int
+    tensors: list[Tensor]
+    colours: dict[int, list[Colours]]  # by the part's first item: of each view, for the device
+    task: Task | None = None
+
+
+class Loader(Iterator[Batch]):
+    """Micro-batches of one rank, in order: those of a step, the next step, the next epoch, without end.
+
+    What is drawn depends on `rows`, `mix`, `views` and `seed` alone; any number of ranks, threads or accumulation
+    steps sees the same global batches, bit for bit on one device.
+
+    Args:
+        rows: the usable rows.
+        mix: which image feeds which view.
+        views: augmentation and sizes.
+        num_crops: global views of an image, V.
+        num_local_crops: local views of an image, W.
+        batch_size: items of a step, over all ranks.
+        seed: of order, mixing and augmentation.
+        device: where views are wanted; on a GPU colours are augmented there, else by the threads.
+        rank: of this process, below `world_size`.
+        world_size: number of processes.
+        accumulation: micro-batches of a step.
+        cursor: where to begin.
+        workers: threads; None chooses, see `threads.default_workers`.
+        dtype: of the views.
+        prefetch: micro-batches made ahead.
+        cache_bytes: sets of equally large images that fit are kept decoded, see `Reader`.
+
+    Raises:
+        UsageError: the set lacks images that the policy needs, or the batch fits neither set nor processes.
+        DiffmixError: from `next`, an image cannot be read.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        mix: MixConfig,
+        views: ViewConfig,
+        *,
+        num_crops: int,
+        num_local_crops: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        cursor: Cursor = Cursor(),  # noqa: B008  # frozen
+        workers: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        prefetch: int = 2,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.policy = mixing.make(mix, rows)
+        self.policy.check_views(num_crops, num_local_crops)
+        self.num_items = self.policy.num_items
+        self.steps_per_epoch = order.batches(self.num_items, batch_size)
+        self.micro_batch_size = order.micro_batch_size(batch_size, world_size, accumulation)
+        self.wait_seconds = 0.0  # that `next` has waited for the threads so far
+        self._epoch, self._step = order.start_of(cursor, self.num_items, batch_size)
+        self._micro = 0
+        self._order = (-1, np.empty(0, np.int64))  # of which epoch
+        self._batch_size, self._seed = batch_size, seed
+        self._rank, self._world_size, self._accumulation = rank, world_size, accumulation
+        self._config, self._dtype, self._prefetch = views, dtype, prefetch
+        self._device = torch.device(device)
+        self._on_cpu = self._device.type == "cpu"
+        self._plan = ViewPlan.of(views, num_crops, num_local_crops)
+        self._readers = [Reader(one, cache_bytes) for one in self.policy.sets]
+        self._maker = ViewMaker(self.policy, self._readers, self._plan, seed)
+        workers = default_workers(alone=not self._on_cpu) if workers is None else workers
+        self._part = self._part_size(workers)
+        self._pending: deque[_Pending] = deque()
+        self._crew = Crew(workers)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all rows that are drawn from, see `Rows.fingerprint`."""
+        return "+".join(rows.fingerprint for rows in self.policy.sets)
+
+    def keys(self, items: NDArray[np.int64]) -> list[str]:
+        """The key of the row that each item shows."""
+        rows, where = self.policy.locate(np.asarray(items, np.int64))
+        keys = np.empty(len(rows), dtype=object)
+        for number, of_set in enumerate(self.policy.sets):
+            chosen = np.flatnonzero(where == number)
+            if len(chosen):
+                keys[chosen] = of_set.keys(rows[chosen])
+        return list(keys)
+
+    def __next__(self) -> Batch:
+        while len(self._pending) <= self._prefetch:
+            self._pending.append(self._begin())
+        pending = self._pending.popleft()
+        assert pending.task is not None
+        started = time.perf_counter()
+        try:
+            pending.task.wait()
+        finally:
+            self.wait_seconds += time.perf_counter() - started
+        views = Views(**dict(zip(("crops", "local_crops"), self._finished(pending), strict=False)))
+        return Batch(views=views, items=pending.items, epoch=pending.epoch, step=pending.step)
+
+    def close(self) -> None:
+        """End the threads and close the files; harmless to repeat."""
+        self._crew.close()
+        self._pending.clear()
+        for reader in self._readers:
+            reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _part_size(self, workers: int) -> int:
+        """Items that a thread makes at a time: all of a micro-batch's threads have some, none has too many at once."""
+        plan = self._plan
+        pixels = len(plan.crops) * plan.size**2 + len(plan.local_crops) * plan.local_size**2
+        return max(1, min(-(-self.micro_batch_size // workers), _PART_PIXELS // pixels))
+
+    def _begin(self) -> _Pending:
+        """Give the next micro-batch to the threads."""
+        items = self._next_items()
+        pending = _Pending(items, self._epoch, self._step, self._new_tensors(), {})
+        parts: list[Callable[[], None]] = [
+            partial(_make_part, self._maker, self._config, pending, start, min(start + self._part, len(items)))
+            for start in range(0, len(items), self._part)
+        ]
+        pending.task = self._crew.do(parts)
+        self._advance()
+        return pending
+
+    def _next_items(self) -> NDArray[np.int64]:
+        if self._order[0] != self._epoch:
+            self._order = (self._epoch, order.epoch_order(self._seed, self._epoch, self.num_items))
+        return order.micro_batch(
+            self._order[1],
+            self._step,
+            self._batch_size,
+            self._rank,
+            self._world_size,
+            self._micro,
+            self._accumulation,
+        ).copy()
+
+    def _advance(self) -> None:
+        self._micro += 1
+        if self._micro == self._accumulation:
+            self._micro, self._step = 0, self._step + 1
+        if self._step == self.steps_per_epoch:
+            self._epoch, self._step = self._epoch + 1, 0
+
+    def _new_tensors(self) -> list[Tensor]:
+        """Views on the CPU as floats, for a GPU as bytes in memory that it can fetch by itself."""
+        tensors = []
+        for views, size in ((self._plan.crops, self._plan.size), (self._plan.local_crops, self._plan.local_size)):
+            lead = (len(views), self.micro_batch_size)
+            if not views:
+                continue
+            if self._on_cpu:
+                tensors.append(torch.empty(*lead, 3, size, size))
+            else:
+                pinned = self._device.type == "cuda"
+                tensors.append(torch.empty(*lead, size, size, 3, dtype=torch.uint8, pin_memory=pinned))
+        return tensors
+
+    def _finished(self, pending: _Pending) -> list[Tensor]:
+        if self._on_cpu:
+            return [tensor.to(self._dtype) for tensor in pending.tensors]
+        finished, first = [], 0
+        parts = [pending.colours[start] for start in sorted(pending.colours)]
+        for tensor in pending.tensors:
+            views = range(first, first + len(tensor))
+            colours = Colours.concatenate([part[view] for view in views for part in parts])
+            pixels = tensor.to(self._device, non_blocking=True).flatten(0, 1)
+            made = augment(pixels, colours, self._config.mean, self._config.std, self._dtype)
+            finished.append(made.unflatten(0, (len(tensor), -1)))
+            first += len(tensor)
+        return finished
+
+
+def _make_part(maker: ViewMaker, config: ViewConfig, pending: _Pending, start: int, stop: int) -> None:
+    """Items `start` to `stop` of a micro-batch, by whichever thread."""
+    outs = [view[start:stop] for tensor in pending.tensors for view in tensor.numpy()]
+    items = pending.items[start:stop]
+    if pending.tensors[0].dtype == torch.uint8:
+        pending.colours[start] = maker.cut(items, pending.epoch, outs)
+        return
+    pixels = [np.empty((len(out), out.shape[2], out.shape[3], 3), np.uint8) for out in outs]
+    colours = maker.cut(items, pending.epoch, pixels)
+    for of_view, colours_of_view, out in zip(pixels, colours, outs, strict=True):
+        augment_cpu(of_view, colours_of_view, config.mean, config.std, out)
+
+
+class PlainImages:
+    """Images as they are, short side resized and the centre cut, for evaluation.
+
+    Each iteration goes once over rows `indices`, int64 [N], in that order, and yields bytes uint8 [B, size, size, 3]
+    with their labels int64 [B], None for sets without; `image` is -1 for the real ones or the number of a variation.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        indices: NDArray[np.int64],
+        *,
+        size: int,
+        batch_size: int = 256,
+        image: int = REAL,
+        workers: int | None = None,
+        prefetch: int = 2,
+    ) -> None:
+        self.rows = rows
+        self.indices = np.asarray(indices, np.int64)
+        self._size, self._batch_size, self._image = size, batch_size, image
+        self._workers = default_workers(alone=True) if workers is None else workers
+        self._prefetch = prefetch
+
+    def __len__(self) -> int:
+        """Batches, the last one as small as it is."""
+        return math.ceil(len(self.indices) / self._batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        crew, reader = Crew(self._workers), Reader(self.rows, cache_bytes=0)
+        waiting: deque[tuple[NDArray[np.int64], NDArray[np.uint8], Task]] = deque()
+        try:
+            for start in range(0, len(self.indices), self._batch_size):
+                chosen = self.indices[start : start + self._batch_size]
+                pixels = np.empty((len(chosen), self._size, self._size, 3), np.uint8)
+                cuts = partial(cut_plain, reader, self._image)
+                parts = [partial(cuts, part, out) for part, out in _in_parts(chosen, pixels, self._workers)]
+                waiting.append((chosen, pixels, crew.do(parts)))
+                if len(waiting) > self._prefetch:
+                    yield self._finished(*waiting.popleft())
+            while waiting:
+                yield self._finished(*waiting.popleft())
+        finally:
+            crew.close()
+            reader.close()
+
+    def _finished(
+        self, chosen: NDArray[np.int64], pixels: NDArray[np.uint8], task: Task
+    ) -> tuple[Tensor, Tensor | None]:
+        task.wait()
+        labels = self.rows.label
+        of = None if labels is None else torch.from_numpy(labels[chosen].astype(np.int64))
+        return torch.from_numpy(pixels), of
+
+
+def _in_parts(
+    chosen: NDArray[np.int64], pixels: NDArray[np.uint8], parts: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+    size = -(-len(chosen) // parts)
+    for start in range(0, len(chosen), size):
+        yield chosen[start : start + size], pixels[start : start + size]

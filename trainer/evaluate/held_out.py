@@ -1,0 +1,136 @@
+"""kNN, linear probe and corruptions on a pair set's own labelled rows, while training and at its end.
+
+10 % of the keys by hash ask, the rest answer. Training may see the asking images too, without their labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainer.data.loader import PlainImages
+from trainer.data.rows import Rows
+from trainer.data.view_plan import ViewConfig
+from trainer.evaluate.corruptions import CORRUPTIONS, corrupt
+from trainer.evaluate.features import extract
+from trainer.evaluate.knn import knn_accuracy
+from trainer.evaluate.linear import linear_accuracy
+from trainer.evaluate.rank import effective_rank, feature_std
+
+_QUERY_SHARE = 0.1
+_PIXELS = 32  # side to which images are reduced where their pixels are the features
+
+Features = Callable[[Tensor], Tensor]  # uint8 [B, S, S, 3] to float32 [B, D]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Row numbers and labels of who answers and who asks."""
+
+    bank: NDArray[np.int64]
+    queries: NDArray[np.int64]
+    bank_labels: Tensor
+    query_labels: Tensor
+
+
+def split(rows: Rows, *, bank: int, queries: int) -> Split | None:
+    """At most so many of the labelled real images; None where there are no labels or no real images.
+
+    Rows lie in hash order in a set, so that the first ones are a fair sample.
+    """
+    labels = rows.label if rows.has_real else None
+    if labels is None:
+        return None
+    some = np.arange(min(len(rows), 2 * bank + 20 * queries))
+    asks = np.array([is_query(key) for key in rows.keys(some)])
+    asking, answering = some[asks][:queries], some[~asks][:bank]
+    if len(asking) < 2 or len(answering) < 2:
+        return None
+    of = torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    return Split(bank=answering, queries=asking, bank_labels=of[answering], query_labels=of[asking])
+
+
+def is_query(key: str) -> bool:
+    """Whether the image asks: a tenth of all keys, the same ones in every run."""
+    word = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8, person=b"held-out").digest(), "big")
+    return word < _QUERY_SHARE * 2**64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Evaluates encoders on a split; every rank must call, each computes a share of the features."""
+
+    rows: Rows
+    split: Split
+    views: ViewConfig
+    device: torch.device
+    k: int
+    temperature: float
+
+    def online(self, encoder: nn.Module) -> dict[str, float | int]:
+        """Accuracy of kNN (0 to 1), and effective rank and spread of the features of those who ask."""
+        bank, queries = self._features(encoder, self.split.bank), self._features(encoder, self.split.queries)
+        return {
+            "knn": self._knn(bank, queries),
+            "feature_rank": effective_rank(queries),
+            "feature_std": feature_std(queries),
+        }
+
+    def final(self, encoder: nn.Module) -> dict[str, float | int]:
+        """Accuracy of kNN clean and under each corruption and of a linear probe, and all of it for raw pixels."""
+        values: dict[str, float | int] = {"queries": len(self.split.queries), "bank": len(self.split.bank)}
+        for prefix, features in (("", self._of(encoder)), ("pixels_", pixels)):
+            bank = self._gather(features, self.split.bank)
+            clean = self._gather(features, self.split.queries)
+            values[f"{prefix}knn"] = self._knn(bank, clean)
+            for name in CORRUPTIONS:
+                values[f"{prefix}knn_{name}"] = self._knn(bank, self._gather(features, self.split.queries, name))
+            labels = self.split.bank_labels, self.split.query_labels
+            values[f"{prefix}linear"] = linear_accuracy(bank, labels[0], clean, labels[1]).accuracy
+        return values
+
+    def _knn(self, bank: Tensor, queries: Tensor) -> float:
+        labels = self.split.bank_labels, self.split.query_labels
+        return knn_accuracy(bank, labels[0], queries, labels[1], k=self.k, temperature=self.temperature)
+
+    def _features(self, encoder: nn.Module, indices: NDArray[np.int64]) -> Tensor:
+        return self._gather(self._of(encoder), indices)
+
+    def _of(self, encoder: nn.Module) -> Features:
+        def features(images: Tensor) -> Tensor:
+            return extract(encoder, [images], mean=self.views.mean, std=self.views.std, device=self.device)
+
+        return features
+
+    def _gather(self, features: Features, indices: NDArray[np.int64], corruption: str | None = None) -> Tensor:
+        """Features of the images on all ranks, in the order of `indices`, float32 [N, D] on the CPU."""
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        block = -(-len(indices) // world)
+        mine = indices[rank * block : (rank + 1) * block]
+        found, done = [], 0
+        for images, _ in PlainImages(self.rows, mine, size=self.views.size):
+            numbers = mine[done : done + len(images)]
+            found.append(features(images if corruption is None else corrupt(images, corruption, numbers)))
+            done += len(images)
+        parts = [torch.cat(found) if found else None]
+        if world > 1:
+            parts = [None] * world
+            dist.all_gather_object(parts, torch.cat(found) if found else None)
+        return torch.cat([part for part in parts if part is not None])
+
+
+def pixels(images: Tensor) -> Tensor:
+    """The images themselves as features, reduced to 32 px: what any method should beat. Float32 [B, 3072] or less."""
+    values = images.permute(0, 3, 1, 2).float() / 255
+    if values.shape[-1] > _PIXELS:
+        values = F.interpolate(values, size=(_PIXELS, _PIXELS), mode="area")
+    return values.flatten(1)

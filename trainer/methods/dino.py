@@ -1,0 +1,160 @@
+"""DINO (Caron et al. 2021, arXiv:2104.14294): a student matches, from any crop, what a teacher says of the full ones.
+
+The teacher is a moving average of the student's weights. As in the authors' code it stays in train mode, without
+dropped paths: its BatchNorm layers, where there are any, use and keep the statistics of its own forward passes. Unlike
+there, centre and teacher advance once per optimiser step, however many micro-batches it has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trainer.data.batch import Views
+from trainer.methods.base import MakeEncoder, Method, Progress, StepOutput, require
+from trainer.methods.dino_loss import dino_loss, teacher_probabilities
+from trainer.nn import collectives, ema
+from trainer.nn.heads import HEAD_NORMS, DINOHead, HeadNorm
+from trainer.nn.statistics import feature_std
+from trainer.schedules import cosine, linear_warmup, shortened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DINOConfig:
+    """DINO's settings; the defaults are the authors' code's. Warm-up and freeze take at most a tenth of a run each."""
+
+    local_crops: int = 8  # small crops of each image, for the student
+    out_dim: int = 65536  # prototypes
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    head_norm: HeadNorm = "none"  # after the head's two hidden layers
+    norm_last_layer: bool = True  # the prototypes keep norm 1
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04  # at the start
+    final_teacher_temperature: float = 0.04  # after the warm-up
+    teacher_temperature_epochs: float = 30  # of linear warm-up between the two
+    momentum: float = 0.996  # of the teacher, at the start
+    final_momentum: float = 1.0  # at the end of a cosine over the run
+    center_momentum: float = 0.9
+    freeze_epochs: float = 1  # at the start, in which the prototypes do not train
+    drop_path: float = 0.1  # of the student: largest probability of dropping a residual branch
+
+    def __post_init__(self) -> None:
+        for name in ("out_dim", "hidden_dim", "bottleneck_dim"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "1 or more")
+        for name in ("local_crops", "teacher_temperature_epochs", "freeze_epochs"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("student_temperature", "teacher_temperature", "final_teacher_temperature"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("momentum", "final_momentum", "center_momentum"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "at least 0 and below 1")
+        require(self.head_norm in HEAD_NORMS, "head_norm", self.head_norm, " or ".join(HEAD_NORMS))
+
+
+class DINO(Method):
+    """Student and teacher, each an encoder and a head, and the centre of the teacher's logits."""
+
+    Config: ClassVar[type] = DINOConfig
+    student: nn.Module
+    teacher: nn.Module
+    center: Tensor
+
+    def __init__(self, make_encoder: MakeEncoder, config: DINOConfig) -> None:
+        super().__init__(make_encoder, config)
+        self.config = config
+        self.num_local_crops = config.local_crops
+        self.student = make_encoder(drop_path_rate=config.drop_path)
+        self.teacher = make_encoder(drop_path_rate=0.0)
+        self.student_head = self._make_head()
+        self.teacher_head = self._make_head()
+        for network in (self.teacher, self.teacher_head):
+            network.requires_grad_(False)
+        self.register_buffer("center", torch.zeros(config.out_dim))
+        # Of the micro-batches since the last step: [K] logits summed, and their number. No buffer, or DDP would
+        # overwrite it with that of the first rank before every forward pass.
+        self._seen: tuple[Tensor, int] | None = None
+        self.initialised()
+
+    def _make_head(self) -> DINOHead:
+        config = self.config
+        features: Any = self.student.num_features
+        return DINOHead(
+            features,
+            config.out_dim,
+            hidden_dim=config.hidden_dim,
+            bottleneck_dim=config.bottleneck_dim,
+            norm=config.head_norm,
+            norm_last_layer=config.norm_last_layer,
+        )
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.teacher
+
+    @property
+    def trained_encoder(self) -> nn.Module:
+        return self.student
+
+    def initialised(self) -> None:
+        ema.copy(self.teacher, self.student)
+        ema.copy(self.teacher_head, self.student_head)
+
+    def forward(self, views: Views, progress: Progress) -> StepOutput:
+        with torch.no_grad():
+            features = self.teacher(views.crops.flatten(0, 1))
+            teacher_logits = self.teacher_head(features).unflatten(0, views.crops.shape[:2])
+            temperature = self.teacher_temperature(progress)
+            targets, entropy = teacher_probabilities(teacher_logits, self.center, temperature)
+        if self.training:
+            self._remember(teacher_logits)
+        loss = dino_loss(self._student_logits(views), targets, self.config.student_temperature)
+        logs = {
+            "teacher_entropy": entropy,
+            "kl_divergence": loss.detach() - entropy,  # of the student from the teacher: cross-entropy less entropy
+            "feature_std": feature_std(features),
+        }
+        return StepOutput(loss, logs)
+
+    def _student_logits(self, views: Views) -> Tensor:
+        """Float [V + W, B, K], full-size crops first: one pass through the encoder for each size, one of the head."""
+        features = self.student(views.crops.flatten(0, 1))
+        if views.local_crops is not None:
+            features = torch.cat([features, self.student(views.local_crops.flatten(0, 1))])
+        return self.student_head(features).unflatten(0, (-1, views.crops.shape[1]))
+
+    def teacher_temperature(self, progress: Progress) -> float:
+        """Of a step."""
+        config = self.config
+        asked = round(config.teacher_temperature_epochs * progress.steps_per_epoch)
+        warmup = shortened(asked, progress.total_steps)
+        return linear_warmup(progress.step, warmup, config.teacher_temperature, config.final_teacher_temperature)
+
+    def _remember(self, teacher_logits: Tensor) -> None:
+        total, count = teacher_logits.sum(dim=(0, 1)), teacher_logits.shape[0] * teacher_logits.shape[1]
+        if self._seen is not None:
+            total, count = total + self._seen[0], count + self._seen[1]
+        self._seen = (total, count)
+
+    def before_update(self, progress: Progress) -> None:
+        """While the prototypes are frozen they have no gradient at all: neither momentum nor decay moves them."""
+        frozen = shortened(round(self.config.freeze_epochs * progress.steps_per_epoch), progress.total_steps)
+        if progress.step < frozen:
+            for parameter in self.student_head.last_layer.parameters():
+                parameter.grad = None
+
+    @torch.no_grad()
+    def after_step(self, progress: Progress) -> dict[str, Tensor]:
+        config = self.config
+        momentum = cosine(progress.step, progress.total_steps, config.momentum, config.final_momentum)
+        ema.update(self.teacher.parameters(), self.student.parameters(), momentum)
+        ema.update(self.teacher_head.parameters(), self.student_head.parameters(), momentum)
+        if self._seen is not None:
+            total, count = self._seen
+            mean = collectives.all_reduce_sum(total) / (count * collectives.world_size())
+            self.center.lerp_(mean, 1 - config.center_momentum)
+            self._seen = None
+        return {"center_norm": self.center.norm(), "teacher_momentum": torch.full_like(self.center[0], momentum)}

@@ -1,0 +1,1 @@
+"""Networks: encoders by timm name, projection heads, moving averages, collectives with gradients."""

@@ -1,0 +1,71 @@
+"""Sums and concatenations over all ranks that gradients pass through; the identity without a process group.
+
+Every function's backward pass is its adjoint: a rank's gradient holds what its values did to the losses of *all* ranks.
+DDP then averages over ranks, so that the gradient of a run is that of the mean of the ranks' losses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+def world_size() -> int:
+    """The number of ranks; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process among the ranks; 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(values: Tensor) -> Tensor:
+    """The values of all ranks, [B, ...] on each, as [R * B, ...] in the order of ranks; gradients pass through."""
+    return values if world_size() == 1 else _Gather.apply(values)
+
+
+def all_reduce_sum(values: Tensor, *, replicated: bool = False) -> Tensor:
+    """The sum of the ranks' values, same shape on each; gradients pass through.
+
+    `replicated` promises that each rank computes the same loss from the sum and from nothing else of its own. All
+    ranks' gradients are then equal and need not be exchanged.
+    """
+    return values if world_size() == 1 else _AllReduceSum.apply(values, replicated)
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        gathered = values.new_empty((world_size() * len(values), *values.shape[1:]))
+        dist.all_gather_into_tensor(gathered, values.contiguous())
+        return gathered
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        own = gradient.new_empty((len(gradient) // world_size(), *gradient.shape[1:]))
+        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        return own
+
+
+class _AllReduceSum(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, replicated: bool) -> Tensor:
+        ctx.replicated = replicated
+        return _summed(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return (gradient * world_size() if ctx.replicated else _summed(gradient)), None
+
+
+def _summed(values: Tensor) -> Tensor:
+    total = values.clone().contiguous()
+    dist.all_reduce(total)
+    return total

@@ -1,0 +1,171 @@
+"""The runs of a folder: their state and headline numbers, read from whatever files are there and whole."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from manifests.errors import UsageError
+from trainer.engine.run_folder import CONFIG, ENVIRONMENT, LOCK, METRICS, RESULTS
+
+State = Literal["finished", "running", "stopped", "failed"]
+
+_TAIL = 2**20  # bytes of metrics.jsonl that are read: thousands of lines, however long the run
+_FAILED = ("failed", "collapsed", "diverged")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One run; None is what its files do not say. `knn` is a share in 0..1, `total` the steps asked for."""
+
+    name: str
+    path: str
+    state: State
+    method: str | None = None
+    mix: str | None = None
+    encoder: str | None = None
+    step: int | None = None
+    total: int | None = None
+    knn: float | None = None
+    loss: float | None = None
+    images_per_second: float | None = None
+
+
+def list_runs(root: str | Path) -> list[RunSummary]:
+    """The runs directly inside `root`, by name; `root` itself if it is one. Broken files leave gaps, not errors.
+
+    A run is `finished` when results.json is there, `failed` when that says so, `running` while a job holds its lock,
+    else `stopped`. Raises `UsageError` if there is no such folder.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise UsageError(
+            f"there is no folder {root}; `trainer pretrain` makes runs/, or name the folder that was --out"
+        )
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [summarise(path) for path in ([folder] if _is_run(folder) else inside) if _is_run(path)]
+
+
+def summarise(folder: Path) -> RunSummary:
+    """What one run folder's files say."""
+    config, results, metrics = _read(folder / CONFIG), _read(folder / RESULTS), _last_values(folder / METRICS)
+    known = {**metrics, **{key: value for key, value in results.items() if value is not None}}
+    return RunSummary(
+        name=folder.name or str(folder.absolute().name),
+        path=str(folder),
+        state=_state(folder, results),
+        method=_text(results.get("method") or _at(config, "method", "name")),
+        mix=_text(results.get("mix") or _at(config, "mix", "policy")),
+        encoder=_text(results.get("encoder") or _at(config, "encoder", "name")),
+        step=_whole(results.get("steps", metrics.get("step"))),
+        total=_whole(_at(config, "run", "max_steps") or results.get("total_steps") or metrics.get("total_steps")),
+        knn=_number(known.get("knn")),
+        loss=_number(known.get("loss")),
+        images_per_second=_number(known.get("images_per_second")),
+    )
+
+
+_COLUMNS = ("name", "method", "mix", "encoder", "state", "step", "kNN", "loss", "images/s")
+
+
+def runs_text(runs: Sequence[RunSummary]) -> str:
+    """A table of aligned columns, one line a run; a dash is what is not known."""
+    if not runs:
+        return "no runs yet; `trainer pretrain` makes one"
+    table = [_COLUMNS, *(_cells(run) for run in runs)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(_COLUMNS))]
+    numbers = len(_COLUMNS) - 4
+    lines = []
+    for row in table:
+        cells = (
+            cell.ljust(width) if column < numbers else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _cells(run: RunSummary) -> tuple[str, ...]:
+    step = "-" if run.step is None else str(run.step) + (f"/{run.total}" if run.total else "")
+    return (
+        run.name,
+        run.method or "-",
+        run.mix or "-",
+        run.encoder or "-",
+        run.state,
+        step,
+        "-" if run.knn is None else f"{100 * run.knn:.1f}%",
+        "-" if run.loss is None else f"{run.loss:.4g}",
+        "-" if run.images_per_second is None else f"{run.images_per_second:.0f}",
+    )
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (CONFIG, METRICS, RESULTS, ENVIRONMENT))
+
+
+def _state(folder: Path, results: Mapping[str, Any]) -> State:
+    if _is_locked(folder / LOCK):
+        return "running"
+    if results.get("state") in _FAILED:
+        return "failed"
+    return "finished" if results else "stopped"
+
+
+def _is_locked(file: Path) -> bool:
+    """Whether a job holds the lock. Asking takes a shared lock for microseconds."""
+    with contextlib.suppress(FileNotFoundError, PermissionError, IsADirectoryError), file.open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON or YAML object; empty if it is missing, torn or something else."""
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
+        text = file.read_text("utf-8")
+        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def _last_values(file: Path) -> dict[str, Any]:
+    """The newest value of every name in the last lines of metrics.jsonl; torn lines are passed over."""
+    values: dict[str, Any] = {}
+    with contextlib.suppress(OSError), file.open("rb") as opened:
+        size = opened.seek(0, 2)
+        opened.seek(max(0, size - _TAIL))
+        for line in opened.read().splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                content = json.loads(line)
+                values |= content if isinstance(content, dict) else {}
+    return values
+
+
+def _at(config: Mapping[str, Any], section: str, name: str) -> Any:
+    inner = config.get(section)
+    return inner.get(name) if isinstance(inner, Mapping) else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _number(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)

@@ -1,0 +1,125 @@
+"""From what was typed and the pair set to a run's settings: defaults < recipe < `--set` < flags."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from manifests.catalog import Catalog
+from manifests.errors import UsageError
+from trainer import recipes
+from trainer.config import DataConfig, PretrainConfig, merge, parse_assignments, resolve
+from trainer.data.mixing import Policy, make
+from trainer.data.rows import Rows
+from trainer.methods import METHODS
+
+DEFAULT_METHOD = "simclr"
+_SMALLEST_BATCH = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One call of `trainer pretrain`. `flags` are nested settings, as in a recipe."""
+
+    method: str | None = None
+    recipe: str | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    assignments: Sequence[str] = ()
+    out: str | None = None
+    resume: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """The settings, the rows they choose, and what the user should know of how they came about."""
+
+    config: PretrainConfig
+    policy: Policy
+    notes: tuple[str, ...]
+
+    @property
+    def rows(self) -> Rows:
+        """The chosen rows of the pair set."""
+        return self.policy.sets[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all rows that are trained on, those of `mix.generated` too."""
+        return "+".join(rows.fingerprint for rows in self.policy.sets)
+
+
+def settle(request: Request) -> Settled:
+    """Raises `UsageError` for settings that cannot work on this set."""
+    asked = _asked(request)
+    name, notes = _recipe_name(request, asked)
+    recipe = recipes.load(name)
+    for method in (request.method, _method_of(asked)):
+        _check_method(method, recipe, name)
+    config = resolve(merge(recipe, {"recipe": name}, asked), f"recipe {name} with your settings")
+    rows = Rows.open(config.data.url, config.data.filter)
+    policy = make(config.mix, rows)
+    config, more = _fit_batch(config, policy.num_items, given="batch_size" in (asked.get("run") or {}))
+    return Settled(config=config, policy=policy, notes=(*notes, *more))
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """What was typed, as nested settings."""
+    asked = merge(parse_assignments(request.assignments), request.flags)
+    if isinstance(asked.get("method"), str):  # as in --method
+        asked["method"] = {"name": asked["method"]}
+    if "recipe" in asked:
+        raise UsageError(f"--set recipe={asked['recipe']}: a recipe is chosen by --recipe")
+    return asked
+
+
+def _recipe_name(request: Request, asked: Mapping[str, Any]) -> tuple[str, list[str]]:
+    if request.recipe is not None:
+        return request.recipe, []
+    method = request.method or _method_of(asked) or DEFAULT_METHOD
+    if method not in METHODS:
+        raise UsageError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
+    data = asked.get("data")
+    url = str(data["url"]) if isinstance(data, Mapping) and "url" in data else DataConfig().url
+    name = f"{method}-{_scale(Catalog.open(url))}"
+    return name, [f"recipe {name} (by the method and the set's images; --recipe takes another)"]
+
+
+def _method_of(asked: Mapping[str, Any]) -> str | None:
+    section = asked.get("method")
+    return section.get("name") if isinstance(section, Mapping) else section
+
+
+def _scale(catalog: Catalog) -> str:
+    """Scale of the recipes that suit the first rows' images."""
+    positions = catalog.usable[:64]
+    if not len(positions):
+        raise UsageError(f"{catalog.storage.url} has no usable row; `pipeline status` says why")
+    rows = catalog.rows(positions.tolist())
+    images = [row.real or row.synthetic[0] for row in rows]
+    side = int(np.median([min(image.width, image.height) for image in images]))
+    return recipes.scale_of(str(catalog.plan.source.get("kind")), side)
+
+
+def _check_method(method: str | None, recipe: Mapping[str, Any], name: str) -> None:
+    own = _method_of(recipe)
+    if method is not None and own is not None and method != own:
+        raise UsageError(f"--method {method} and --recipe {name}, which is of {own}: give one, or two that agree")
+
+
+def _fit_batch(config: PretrainConfig, items: int, *, given: bool) -> tuple[PretrainConfig, list[str]]:
+    batch = config.run.batch_size
+    if items >= batch or items < _SMALLEST_BATCH:
+        return config, []
+    if given:
+        raise UsageError(
+            f"--batch-size {batch} is more than the {items} usable samples; give {items} or less, or a larger set"
+        )
+    parts = config.run.accumulation
+    unit = next((unit for unit in (math.lcm(8, parts), parts) if unit <= items), items)
+    lowered = items // unit * unit
+    note = f"batch size {batch} of the recipe lowered to {lowered}: the set has {items} usable samples"
+    return replace(config, run=replace(config.run, batch_size=lowered)), [note]

@@ -2,20 +2,33 @@
 
 import contextlib
 import io
+import json
 import re
 import shlex
+import sys
+import types
 from pathlib import Path
 
 import click
 import pytest
 
-from pipeline.cli import cli, run
+import pipeline.cli
+import trainer.cli
+from pipeline.cli import run
+from trainer import methods
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+LOADING = [snippet for snippet in SNIPPETS if "data/pairs" in snippet]
+(ENCODER,) = [snippet for snippet in SNIPPETS if "timm" in snippet]
+(METHOD,) = [snippet for snippet in SNIPPETS if "class Invariance" in snippet]
+(RECIPE,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(
-    r"^(?: {4}|exec |`)?(?:torchrun .*? -m )?(pipeline (?:[a-z]+) .*?)(?:\s{2,}#.*)?$", README, re.MULTILINE
+    r"^(?: {4}|exec |srun |`)?(?:torchrun .*? -m )?((?:pipeline|trainer) (?:[a-z]+)(?: .*?)?)(?:\s{2,}#.*)?$",
+    README,
+    re.MULTILINE,
 )
+SMALL = ("--max-steps", "2", "--batch-size", "4", "--set", "evaluation.final=false")
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +42,20 @@ def pairs(tmp_path_factory):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_parses(command):
-    words = [word for word in shlex.split(command) if word != "pipeline"]
-    found = cli.commands[words[0]]
+    program, name, *words = shlex.split(command)
+    cli = {"pipeline": pipeline.cli.cli, "trainer": trainer.cli.cli}[program]
     with contextlib.suppress(click.exceptions.Exit):
-        found.make_context(words[0], words[1:])
+        cli.commands[name].make_context(name, words)
 
 
 def test_there_are_commands_and_snippets():
-    assert len(COMMANDS) >= 8
-    assert len(SNIPPETS) == 3
+    assert len(COMMANDS) >= 14
+    assert {command.split()[0] for command in COMMANDS} == {"pipeline", "trainer"}
+    assert len(LOADING) == 3
+    assert len(SNIPPETS) == 5
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["webdataset", "datasets", "duckdb"])
+@pytest.mark.parametrize("snippet", LOADING, ids=["webdataset", "datasets", "duckdb"])
 def test_every_snippet_loads_the_set(snippet, pairs, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(pairs / "cache"))
     out = io.StringIO()
@@ -74,3 +89,26 @@ def test_the_card_holds_counts_generator_and_a_picture(pairs):
     assert "12 ok, 0 failed" in card
     assert "data:image/jpeg;base64," in card
     assert '"steps": 2' in card
+
+
+def test_plain_timm_loads_the_encoder_of_a_run(pairs):
+    out = io.StringIO()
+    with contextlib.chdir(pairs), contextlib.redirect_stdout(out):
+        assert trainer.cli.run(["pretrain", "--out", "runs/cifar-diffmix", *SMALL]) == 0
+        exec(compile(ENCODER, "README.md", "exec"), {})
+    assert out.getvalue().endswith("64\n")
+
+
+def test_a_method_is_one_file_one_line_and_one_recipe(pairs, monkeypatch):
+    module = types.ModuleType("trainer.methods.invariance")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(METHOD, "README.md", "exec"), module.__dict__)
+    monkeypatch.setitem(methods.METHODS, "invariance", "trainer.methods.invariance:Invariance")
+    (pairs / "invariance-digits.yaml").write_text(RECIPE)
+    with contextlib.chdir(pairs):
+        small = ("--batch-size", "8", "--set", "run.log_every=1", "--epochs", "20")
+        code = trainer.cli.run(["pretrain", "--recipe", "invariance-digits.yaml", "--out", "runs/invariance", *small])
+        lines = [json.loads(line) for line in Path("runs/invariance/metrics.jsonl").read_text().splitlines()]
+    spreads = [line["feature_std"] for line in lines if "loss" in line]
+    assert code == 0
+    assert spreads[-1] < spreads[0] / 3

@@ -179,7 +179,7 @@ def test_a_file_in_the_way_is_explained(tmp_path):
         save(encoder_of(VIT), tmp_path / "run" / "encoder", VIT)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_torchvision_resnets_as_the_readme_says(tmp_path, name):
     encoder = run_of(tmp_path / "run", EncoderConfig(name=name))
     usage = export_run(tmp_path / "run", tmp_path / "out", "torchvision")

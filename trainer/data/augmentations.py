@@ -81,6 +81,11 @@ AUGMENTATIONS: dict[str, AugmentationSet] = {
         views=(replace(_SIMCLR, scale=(0.2, 1.0), jitter=0.4, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),),
         source="AdaInf (arXiv 2403.12448), symmetric, its released yaml; made for training on inflated data",
     ),
+    "digits": AugmentationSet(
+        views=(Augmentation(scale=(0.5, 1.0), jitter=0.8, brightness=0.4, contrast=0.4, blur=0.2, blur_sigma=(0.1, 1.0)),),
+        local=Augmentation(scale=(0.2, 0.5), jitter=0.8, brightness=0.4, contrast=0.4),
+        source="ours, for the embedded digits: mirrored or cut small they are other digits",
+    ),
     "simclr": AugmentationSet(
         views=(_SIMCLR,),
         source="SimCLR (arXiv 2002.05709, appendix A): strength 1, blur on half of the views",

@@ -44,15 +44,15 @@ def _random(
     scale: tuple[float, float],
 ) -> NDArray[np.int32]:
     rows, columns = _sizes(u, height, width, augmentation, scale)
-    fits: NDArray[np.bool_] = np.asarray((rows > 0) & (rows <= height[..., None]) & (columns <= width[..., None]))
-    fits &= columns > 0
-    first = fits.argmax(-1)[..., None]
+    fits = np.logical_and(rows > 0, rows <= height[..., None])
+    fits &= np.logical_and(columns > 0, columns <= width[..., None])
+    first = np.argmax(fits, -1, keepdims=True)
     rows = np.take_along_axis(rows, first, -1)[..., 0]
     columns = np.take_along_axis(columns, first, -1)[..., 0]
     top = (u[..., -3] * (height - rows + 1)).astype(np.int64)
     left = (u[..., -2] * (width - columns + 1)).astype(np.int64)
     drawn = np.stack([top, left, rows, columns], -1).astype(np.int32)
-    return np.where(fits.any(-1)[..., None], drawn, _fallback(height, width, augmentation))
+    return np.where(np.any(fits, -1, keepdims=True), drawn, _fallback(height, width, augmentation))
 
 
 def _sizes(

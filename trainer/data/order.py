@@ -36,7 +36,7 @@ def epoch_order(seed: int, epoch: int, num_items: int) -> NDArray[np.int64]:
     words = np.arange(num_items, dtype=np.uint64)
     for block, start in enumerate(range(0, num_items, _BLOCK)):
         part = words[start : start + _BLOCK]
-        part |= hashing.words(seed, epoch, block, count=_BLOCK)[: len(part)] & ~low
+        part |= hashing.words(seed, epoch, block, count=len(part)) & ~low
     words.sort()
     words &= low
     return words.view(np.int64)

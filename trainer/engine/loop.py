@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ _PATIENCE = 5  # loggings in a row that look collapsed
 _DIVERGED = "lower optim.lr or set optim.clip, and look at those images"
 
 Values = dict[str, float | int]
-Probe = Callable[[], Values]  # an evaluation of the encoder of now
+Probe = Callable[[], Values]  # an evaluation of the encoder of now; FloatingPointError if its features are not finite
 
 
 class CollapsedError(DiffmixError):
@@ -82,13 +83,11 @@ class Loop:
         Raises `CollapsedError` on NaN or collapse; checkpoints written before stay.
         """
         if self.step == 0:
-            self._evaluate()
+            self._evaluate(np.empty(0, np.int64))
         self.meter.start()
         for batches in self._steps():
             stopping = self._one(batches, stop)
             if stopping or self._is_due(self.pace.checkpoint):
-                stopping |= self._heed(self._watch.drain())
-                self._check_weights(_items(batches))
                 self._save()
             if stopping and self.step < self.total_steps:
                 return False
@@ -111,8 +110,11 @@ class Loop:
         self.meter.count()
         if self.step == 1 or self._is_due(self.pace.log):
             self._log(loss, logs, items)
+        if stopping or self._is_due(self.pace.checkpoint) or self._is_due(self.pace.probe):
+            stopping |= self._heed(self._watch.drain())
+            self._check_weights(items)
         if self._is_due(self.pace.probe):
-            self._evaluate()
+            self._evaluate(items)
         return stopping
 
     def _is_due(self, every: int) -> bool:
@@ -127,7 +129,7 @@ class Loop:
         return any(verdict.stop for verdict in verdicts)
 
     def _check_weights(self, items: NDArray[np.int64]) -> None:
-        """No checkpoint is written of weights that are not finite: the loss would tell only one step later."""
+        """Weights that are not finite are neither saved nor evaluated; the loss would tell only one step later."""
         values = [value for value in self.stepper.method.state_dict().values() if value.is_floating_point()]
         worst = torch.stack([norm.float() for norm in torch._foreach_norm(values, float("inf"))])
         broken = (~worst.isfinite()).any().float()
@@ -158,7 +160,7 @@ class Loop:
         if reason and self._suspicions >= _PATIENCE:
             self._give_up(reason, self.step, items, "see `about` of the recipe for settings that are known to work")
 
-    def _give_up(self, reason: str, step: int, items: NDArray[np.int64], advice: str) -> None:
+    def _give_up(self, reason: str, step: int, items: NDArray[np.int64], advice: str) -> NoReturn:
         keys = self._gathered(self.loader.keys(items))
         if self.metrics is not None:
             self.folder.write_json(OFFENDERS, {"reason": reason, "step": step, "keys": keys})
@@ -171,9 +173,12 @@ class Loop:
         dist.all_gather_object(found, keys)
         return [key for part in found for key in part]
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, items: NDArray[np.int64]) -> None:
         self.meter.pause()
-        values = self.probe()
+        try:
+            values = self.probe()
+        except FloatingPointError as error:  # equal on all ranks, as the features are
+            self._give_up(f"{error} after step {self.step}", self.step, items, _DIVERGED)
         self.first = self.first or values
         if values:
             self._record({"step": self.step, "epoch": self._epoch, **values})

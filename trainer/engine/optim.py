@@ -84,7 +84,7 @@ def _split(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     others: list[Tensor] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (others if parameter.ndim <= 1 or name.endswith(".bias") else weights).append(parameter)
+            (others if parameter.ndim <= 1 or name.split(".")[-1] == "bias" else weights).append(parameter)
     return weights, others
 
 

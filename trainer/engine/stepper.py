@@ -38,17 +38,17 @@ class Stepper:
         self._model, self._prepared = self.accelerator.prepare(self.method, self.optimiser)
 
     def gradients(self, batches: Sequence[Batch], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Accumulate the gradients of a step; returns its mean loss, detached, and the last micro-batch's logs."""
+        """Accumulate the gradients of a step; returns loss and logs, detached, each the mean over micro-batches."""
         self.schedule.apply(self.optimiser, step)
         torch.manual_seed(int(words(self.seed, step, self.accelerator.process_index, count=1)[0] >> 1))
-        losses, logs = [], {}
+        losses, logs = [], []
         for number, batch in enumerate(batches, start=1):
             with contextlib.nullcontext() if number == len(batches) else self.accelerator.no_sync(self._model):
                 output = self._model(batch.views, self._progress(step))
                 self.accelerator.backward(output.loss / len(batches))
             losses.append(output.loss.detach())
-            logs = output.logs
-        return torch.stack(losses).mean(), logs
+            logs.append(output.logs)
+        return torch.stack(losses).mean(), {name: torch.stack([one[name] for one in logs]).mean() for name in logs[0]}
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Apply the accumulated gradients; returns what the method logs of it."""

@@ -15,23 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.data.builders import open_pairs
-from trainer.data.loader import Loader
-from trainer.data.mixing import MixConfig
+from tests.trainer.data.streams import BATCH, open_loader
 from trainer.data.order import Cursor
-from trainer.data.view_plan import ViewConfig
 
-ROWS, BATCH = 40, 12  # three steps an epoch, four rows left out
+ROWS = 40  # three steps an epoch, four rows left out
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     return open_pairs(tmp_path_factory.mktemp("pairs") / "set", ROWS, variations=2, failed=[7])
-
-
-def open_loader(rows, **settings):
-    views = ViewConfig(augment="dino", size=12, local_size=6)
-    defaults = {"num_crops": 2, "num_local_crops": 2, "batch_size": BATCH, "seed": 3, "device": "cpu", "workers": 1}
-    return Loader(rows, MixConfig(probability=0.5), views, **defaults | settings)
 
 
 def global_steps(rows, count, *, world_size=1, accumulation=1, **settings):
@@ -71,29 +63,32 @@ def test_any_ranks_go_on_with_the_stream_of_one(rows, split, workers, start):
 
 
 _RANK = """
-import json, os, sys
+import json, sys
 import numpy as np, torch, torch.distributed as dist
-from tests.trainer.data.test_stream_ranks import open_loader
+from tests.trainer.data.streams import open_loader
 from trainer.data.order import Cursor
 from trainer.data.rows import Rows
 
+def train(world_size, group, cursor, count, accumulation):
+    loader = open_loader(Rows.open(sys.argv[1]), rank=dist.get_rank(), world_size=world_size, cursor=cursor,
+                         accumulation=accumulation)
+    with loader:
+        for _ in range(count):
+            parts = [next(loader) for _ in range(accumulation)]
+            sums = torch.cat([part.views.crops.double().sum((0, 2, 3, 4)) for part in parts])
+            mine = (loader.keys(np.concatenate([part.items for part in parts])), sums.tolist())
+            gathered = [None] * world_size
+            dist.all_gather_object(gathered, mine, group)
+            steps.append([[one for part in gathered for one in part[n]] for n in range(2)])
+
 dist.init_process_group("gloo")
-rank, world_size = dist.get_rank(), dist.get_world_size()
-settings = json.loads(sys.argv[2])
-cursor = Cursor(*settings.pop("cursor"))
-count = settings.pop("count")
-accumulation = settings["accumulation"]
-loader = open_loader(Rows.open(sys.argv[1]), rank=rank, world_size=world_size, cursor=cursor, **settings)
 steps = []
-with loader:
-    for _ in range(count):
-        parts = [next(loader) for _ in range(accumulation)]
-        sums = torch.cat([part.views.crops.double().sum((0, 2, 3, 4)) for part in parts])
-        mine = (loader.keys(np.concatenate([part.items for part in parts])), sums.tolist())
-        gathered = [None] * world_size
-        dist.all_gather_object(gathered, mine)
-        steps.append([[one for part in gathered for one in part[n]] for n in range(2)])
-if rank == 0:
+two = dist.new_group([0, 1])
+if dist.get_rank() < 2:
+    train(2, two, Cursor(), 2, 1)
+dist.barrier()
+train(3, None, Cursor(0, 24), 4, 2)  # over the end of the epoch
+if dist.get_rank() == 0:
     print(json.dumps(steps))
 dist.destroy_process_group()
 """
@@ -105,7 +100,7 @@ def free_port():
         return free.getsockname()[1]
 
 
-def run_ranks(rows, world_size, **settings):
+def run_ranks(rows, world_size=3):
     """Keys and sums of pixels of each global step, as rank 0 gathered them from real processes."""
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
@@ -113,13 +108,17 @@ def run_ranks(rows, world_size, **settings):
         "WORLD_SIZE": str(world_size),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", _RANK, rows.url, json.dumps(settings)]
     processes = [
-        subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", _RANK, rows.url],
+            env=environment | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(world_size)
     ]
     try:
-        printed = [process.communicate(timeout=120)[0] for process in processes]
+        printed = [process.communicate(timeout=200)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -127,16 +126,15 @@ def run_ranks(rows, world_size, **settings):
     return json.loads(printed[0].splitlines()[-1])
 
 
-def test_processes_gather_the_stream_of_one_and_resume_on_others(rows):
+def test_two_processes_gather_the_stream_of_one_and_three_resume_it(rows):
     with open_loader(rows) as loader:
         expected = [
             [loader.keys(batch.items), batch.views.crops.double().sum((0, 2, 3, 4)).tolist()]
             for batch, _ in zip(loader, range(6), strict=False)
         ]
-    two = run_ranks(rows, 2, cursor=(0, 0), count=2, accumulation=1)
-    three = run_ranks(rows, 3, cursor=(0, 2 * BATCH), count=4, accumulation=2)  # over the end of the epoch
-    for found, step in zip([*two, *three], expected, strict=True):
-        assert found[0] == step[0]
-        assert found[1] == pytest.approx(step[1], rel=1e-12)
-    first_epoch = [key for step in [*two, *three][:3] for key in step[0]]
+    found = run_ranks(rows)
+    assert [keys for keys, _ in found] == [keys for keys, _ in expected]
+    for (_, sums), (_, expected_sums) in zip(found, expected, strict=True):
+        assert sums == pytest.approx(expected_sums, rel=1e-12)
+    first_epoch = [key for keys, _ in found[:3] for key in keys]
     assert len(set(first_epoch)) == len(first_epoch) == 36 and "k7" not in first_epoch

@@ -173,7 +173,7 @@ def test_weights_of_another_network_are_missing(tmp_path):
 
 def test_a_patch_of_another_size_is_not_resampled(tmp_path):
     other = EncoderConfig(name=VIT.name, args={**VIT.args, "patch_size": 4})
-    torch.save(state_of(encoder_of(other, size=16)), tmp_path / "other.pth")  # the same grid of 4x4... of 4 px
+    torch.save(state_of(encoder_of(other, size=16)), tmp_path / "other.pth")  # 4x4 patches too, of 4 px
     with pytest.raises(UsageError, match=r"1 of another shape: patch_embed\.proj\.weight"):
         initialise(encoder_of(), str(tmp_path / "other.pth"))
 
@@ -192,7 +192,7 @@ def test_no_code_of_a_checkpoint_runs(tmp_path, source, legacy):
 
 
 def test_a_plain_pickle_is_refused(tmp_path):
-    (tmp_path / "bomb.bin").write_bytes(pickle.dumps(Bomb()))
+    (tmp_path / "bomb.bin").write_bytes(pickle.dumps(Bomb(), protocol=2))
     with pytest.raises(UsageError, match=r"code|cannot be read"):
         initialise(encoder_of(), str(tmp_path / "bomb.bin"))
 

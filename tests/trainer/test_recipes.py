@@ -1,0 +1,90 @@
+"""Every recipe that ships is one that trains, and is found by those who mistype it."""
+
+import pytest
+import torch
+
+from manifests.errors import UsageError
+from trainer import recipes
+from trainer.choices import class_of
+from trainer.config import resolve
+from trainer.data.batch import Views
+from trainer.engine.optim import make_optimiser
+from trainer.methods import METHODS
+from trainer.methods.base import Progress
+from trainer.nn.encoders import make_encoder
+
+SMALL = [name for name in recipes.names() if name.endswith(("digits", "cifar10"))]
+
+
+def test_each_method_has_one_for_each_scale():
+    assert {f"{method}-{scale}" for method in METHODS for scale in ("digits", "cifar10", "imagenet")} <= set(
+        recipes.names()
+    )
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_recipes_resolve_and_say_what_they_are(name):
+    values = recipes.load(name)
+    config = resolve(values, name)
+    assert config.method.name in values["about"].lower().replace(" ", "-") or name.startswith(config.method.name)
+    assert len(values["about"]) > 20
+    if "imagenet" in name or "cifar10" in name:
+        assert "github.com" in values["reference"]["source"] or "solo-learn" in values["reference"]["source"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_ones_take_a_step(name):
+    config = resolve(recipes.load(name), name)
+    torch.manual_seed(0)
+    method = class_of(METHODS, config.method.name)(
+        lambda **overrides: make_encoder(config.encoder, config.views.size, **overrides), config.method.settings
+    )
+    optimiser = make_optimiser(method, config.optim)
+    local = torch.randn(method.num_local_crops, 2, 3, config.views.local_size, config.views.local_size)
+    views = Views(
+        crops=torch.randn(2, 2, 3, config.views.size, config.views.size),
+        local_crops=local if method.num_local_crops else None,
+    )
+    loss = method(views, Progress(step=50, total_steps=100, steps_per_epoch=1)).loss
+    loss.backward()
+    missing = [name for name, value in method.named_parameters() if value.requires_grad and value.grad is None]
+    assert missing == [], "DDP would wait for these"
+    optimiser.step()
+    assert loss.isfinite()
+    assert method.encoder(views.crops[0]).shape == (2, method.encoder.num_features)
+
+
+@pytest.mark.parametrize("typed", ["simclr-cifar", "dino-digit", "barlow-imagenet"])
+def test_unknown_recipes_name_the_nearest(typed):
+    with pytest.raises(UsageError, match=f"no recipe '{typed}'; did you mean '.*'.*Recipes: barlow-twins-cifar10, "):
+        recipes.load(typed)
+
+
+def test_a_file_of_ones_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("method: {name: dino}\nencoder: {name: resnet18}\noptim: {lr: 1e-3}\n")
+    assert resolve(recipes.load(str(path))).optim.lr == 0.001
+
+
+@pytest.mark.parametrize("content", [b"- 1\n", b"", b"{", b"\xff\xfe\x00", b"x"])
+def test_files_that_are_no_recipes(tmp_path, content):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="recipe"):
+        recipes.load(str(path))
+
+
+def test_a_file_that_is_missing(tmp_path):
+    with pytest.raises(UsageError, match="no recipe"):
+        recipes.load(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "scale"), [("digits", 8, "digits"), ("cifar10", 32, "cifar10"), ("folder", 64, "cifar10")]
+)
+def test_scales_of_small_images(kind, side, scale):
+    assert recipes.scale_of(kind, side) == scale
+
+
+def test_scales_of_large_images():
+    assert recipes.scale_of("folder", 65) == recipes.scale_of(None, 500) == "imagenet"

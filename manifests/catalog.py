@@ -163,8 +163,12 @@ def _check_unique(hashes: NDArray[np.uint64]) -> None:
 
 def parts_digest(storage: Storage, plan: Plan) -> str:
     """A hash over the checksums of all parts: tells whether a manifest.parquet is of these parts."""
+    return _digest_of(storage, range(plan.shards))
+
+
+def _digest_of(storage: Storage, shards: Iterable[int]) -> str:
     digest = hashlib.sha256()
-    for shard in range(plan.shards):
+    for shard in shards:
         where = f"{storage.url}/{layout.part_name(shard)}"
         with storage.open(layout.part_name(shard)) as file, explained("read", where):
             digest.update((checksum.sealed_value(file) or "").encode())
@@ -215,6 +219,14 @@ class Catalog:
             stacklevel=2,
         )
         return cls(storage, plan, parts)
+
+    @property
+    def parts_digest(self) -> str:
+        """A hash over the checksums of the parts that the rows come from, the same before and after they are merged."""
+        if self._files != [layout.MANIFEST]:
+            return _digest_of(self.storage, sorted(committed_shards(self.storage, self.plan)))
+        with self._parquet(layout.MANIFEST) as parquet:
+            return (parquet.metadata.metadata or {}).get(_PARTS_KEY.encode(), b"").decode()
 
     def columns(self, *names: str) -> pa.Table:
         """Columns by name as one table in shard order; a dotted path keeps one field of a struct.

@@ -14,14 +14,27 @@ FORBIDDEN = {
     "trainer": {"pipeline", "diffusers"},
 }
 ALLOWED_IN_MANIFESTS = {"manifests", "pyarrow", "numpy", "fsspec"} | set(sys.stdlib_module_names)
-ABOVE = {  # inside pipeline: the lower room never imports the upper one
+_TRAINER_TOP = {
+    "trainer.pretrain",
+    "trainer.settle",
+    "trainer.resume",
+    "trainer.config",
+    "trainer.cli",
+    "trainer.bench",
+}
+ABOVE = {  # the lower room never imports the upper one
     "pipeline.sources": {"pipeline.generators", "pipeline.engines", "pipeline.worker", "pipeline.job", "pipeline.cli"},
     "pipeline.generators": {"pipeline.sources", "pipeline.engines", "pipeline.worker", "pipeline.job", "pipeline.cli"},
     "pipeline.worker": {"pipeline.engines", "pipeline.generate", "pipeline.inspect", "pipeline.cli"},
     "pipeline.engines": {"pipeline.generate", "pipeline.inspect", "pipeline.cli"},
+    "trainer.data": {"trainer.nn", "trainer.methods", "trainer.evaluate", "trainer.engine", *_TRAINER_TOP},
+    "trainer.nn": {"trainer.data", "trainer.methods", "trainer.evaluate", "trainer.engine", *_TRAINER_TOP},
+    "trainer.evaluate": {"trainer.methods", "trainer.engine", *_TRAINER_TOP},
+    "trainer.methods": {"trainer.evaluate", "trainer.engine", *_TRAINER_TOP},
+    "trainer.engine": {"trainer.evaluate", *_TRAINER_TOP},
 }
-LIGHT = ("pipeline", "pipeline.cli", "pipeline.options", "trainer", "trainer.cli")
-HEAVY = {"torch", "diffusers", "transformers", "pyarrow", "datasets", "numpy", "PIL"}
+LIGHT = ("pipeline", "pipeline.cli", "pipeline.options", "trainer", "trainer.cli", "trainer.options", "trainer.methods")
+HEAVY = {"torch", "diffusers", "transformers", "pyarrow", "datasets", "numpy", "PIL", "timm", "accelerate", "numba"}
 
 
 def sources():
@@ -72,3 +85,9 @@ def test_command_lines_are_light(name):
     path = ROOT / Path(*name.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     assert not {found.partition(".")[0] for found in imports(path, top_level_only=True)} & HEAVY
+
+
+def test_the_engine_knows_no_method():
+    for path in (ROOT / "trainer" / "engine").rglob("*.py"):
+        known = {name for name in imports(path) if name.startswith("trainer.methods.")}
+        assert all(name.startswith("trainer.methods.base") for name in known), path

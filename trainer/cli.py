@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from manifests.errors import DiffmixError
+from trainer.bench import SECTIONS
 from trainer.engine.signals import RESUMABLE
 from trainer.options import nested, pretrain_options
 
@@ -87,8 +88,8 @@ def export(run: Path, to: Any, out: Path, as_json: bool) -> int:
     """Write a run's encoder for plain timm or torchvision, and check that it gives the same features there."""
     from trainer.export import export_run
 
-    export_run(run, out, to)
-    _print({"folder": str(out), "to": to}, as_json, f"{out}: encoder of {run} for {to}, same features")
+    usage = export_run(run, out, to)
+    _print({"folder": str(out), "to": to, "usage": usage}, as_json, f"{out}: the same features as in {run}\n\n{usage}")
     return 0
 
 
@@ -103,6 +104,37 @@ def runs(root: Path, as_json: bool) -> int:
 
     found = list_runs(root)
     _print({"runs": [asdict(run) for run in found]}, as_json, runs_text(found))
+    return 0
+
+
+@cli.command()
+@click.option("--sections", default=",".join(SECTIONS), show_default=True, help="Which, separated by commas.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="WebDataset tar of JPEG photographs to read.  [default: made from two of scikit-learn's]",
+)
+@click.option("--rounds", type=click.IntRange(1), help="Repetitions; medians are shown.  [default: by section]")
+@click.option("--quick", is_flag=True, help="A minute or two of small runs: for a look, not for a table.")
+@_json_option
+def bench(sections: str, as_json: bool, **values: Any) -> int:
+    """Measure loader, fidelity, resuming and steps as ratios against named baselines, in one run.
+
+    On an idle machine: others' work slows the baselines more than ours. Section gpu needs a GPU, loader webdataset.
+
+    \b
+    trainer bench
+    trainer bench --sections loader --images photos.tar
+    """
+    from trainer.bench.figures import Settings
+    from trainer.bench.suite import bench as measure
+
+    names = list(dict.fromkeys(sections.split(",")))
+    if unknown := sorted(set(names) - set(SECTIONS)):
+        raise click.UsageError(f"--sections: unknown {', '.join(unknown)}; known: {', '.join(SECTIONS)}")
+    facts = measure(Settings(**values), names, lambda text: click.echo(text, err=True))
+    text = facts.pop("text")
+    _print(facts, as_json, text)
     return 0
 
 

@@ -24,7 +24,7 @@ from tests.trainer.engine.small_runs import (
 )
 from trainer.engine import checkpoint
 
-STEPS = 12
+STEPS = 8
 DINO = {"method": "dino", "steps": STEPS, "checkpoint__every": 2}  # with dropped paths, a centre and a teacher
 SIMCLR = {"method": "simclr", "steps": STEPS, "checkpoint__every": 2, "run__accumulation": 2}
 # Ranks drop different paths, and AdamW makes large differences of small ones.
@@ -56,7 +56,9 @@ class Training(Command):
 @pytest.fixture(scope="session")
 def forks():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, "timm", "trainer.pretrain", "trainer.methods.dino", "tensorboard"])
+    context.set_forkserver_preload(
+        [*PRELOAD, "timm", "trainer.pretrain", "trainer.methods.dino", "torch.utils.tensorboard"]
+    )
     return context
 
 
@@ -117,7 +119,7 @@ def test_kill_9_at_any_moment_then_the_same_command(start, undisturbed, tmp_path
     reference, seconds = undisturbed(how)
     draw = random.Random(0)
     out, kills, went_on = tmp_path / "run", 0, 0
-    while kills < 4:
+    while kills < 3:
         command = start(out, **how)
         command.process.join(draw.uniform(0.4, 0.95) * seconds)
         if command.process.exitcode is None:
@@ -154,11 +156,11 @@ def test_signals_save_and_exit_75(start, undisturbed, tmp_path, number):
     reference, _ = undisturbed(DINO)
     out = tmp_path / "run"
     command = start(out, **how)
-    assert command.wait_until(has_steps(out, 3))
+    assert command.wait_until(has_steps(out, 2))
     command.kill(number)
     assert command.wait() == 75, command.log.read_text()
     saved = final(out)
-    assert 3 <= saved.step < STEPS
+    assert 2 <= saved.step < STEPS
     assert metrics(out)[-1]["step"] == saved.step
     assert f"stopped at step {saved.step}" in command.log.read_text()
     assert not (out / "results.json").exists()
@@ -168,16 +170,16 @@ def test_signals_save_and_exit_75(start, undisturbed, tmp_path, number):
     assert_same_run(out, reference)
 
 
-def test_a_second_job_in_the_same_folder_is_refused(start, undisturbed, tmp_path):
-    reference, _ = undisturbed(DINO)
+def test_a_second_job_in_the_same_folder_is_refused(start, tmp_path):
+    how = {**DINO, "steps": 100_000}
     out = tmp_path / "run"
-    first = start(out, **DINO)
+    first = start(out, **how)
     assert first.wait_until(has_steps(out, 1))
-    second = start(out, **DINO)
+    second = start(out, **how)
     assert second.wait() == 1
     assert f"is in use by process {first.process.pid} on " in second.log.read_text()
-    assert first.wait() == 0
-    assert_same_run(out, reference)
+    first.kill(signal.SIGTERM)
+    assert first.wait() == 75, "the second did the first no harm"
 
 
 def free_port():
@@ -214,13 +216,13 @@ def test_two_tasks_of_srun_then_one_process_then_two(start, undisturbed, tmp_pat
     reference, _ = undisturbed(RANKED)
     out = tmp_path / "run"
     ranks = start_ranks(start, out, **RANKED)
-    assert ranks[0].wait_until(has_steps(out, 2))
+    assert ranks[0].wait_until(has_steps(out, 1))
     ranks[1].kill(signal.SIGTERM)
     assert wait_all(ranks) == [75, 75], ranks[0].log.read_text() + ranks[1].log.read_text()
     assert "stopped at step" not in ranks[1].log.read_text(), "one rank speaks"
     stopped = final(out).step
     alone = start(out, **RANKED)
-    assert alone.wait_until(has_steps(out, stopped + 2))
+    assert alone.wait_until(has_steps(out, stopped + 1))
     alone.kill(signal.SIGUSR1)
     assert alone.wait() == 75
     assert stopped < final(out).step < STEPS
@@ -253,7 +255,7 @@ def test_divergence_on_ranks_names_the_keys_of_all(start, tmp_path):
 
 
 def test_torchrun_trains_as_one_process_does(data, undisturbed, tmp_path):
-    how = {**SIMCLR, "steps": 4, "method__head_norm": "none", "optim__name": "sgd", "optim__lr": 0.1}
+    how = {"method": "simclr", "steps": 3, "method__head_norm": "none", "optim__name": "sgd", "optim__lr": 0.1}
     reference, _ = undisturbed(how)
     out = tmp_path / "run"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -133,9 +133,9 @@ def test_a_value_that_is_no_yaml():
 def test_settings_without_an_encoder_say_what_to_do():
     with pytest.raises(UsageError, match="no encoder; choose a recipe, or a timm model by --encoder"):
         resolve({"method": {"name": "simclr"}})
-    with pytest.raises(UsageError, match="encoder.name is missing"):
+    with pytest.raises(UsageError, match=r"encoder\.name is missing"):
         resolve({"method": {"name": "simclr"}, "encoder": {}})
-    with pytest.raises(UsageError, match="method.name is None"):
+    with pytest.raises(UsageError, match=r"method\.name is None"):
         resolve({"encoder": {"name": "resnet18"}})
 
 

@@ -147,7 +147,7 @@ def test_a_changed_set_is_refused_unless_told(tmp_path):
     train(tmp_path / "set", out, steps=4, checkpoint__every=2)
     rewind(out, 2)
     other = write_pairs(tmp_path / "other", 44)
-    with pytest.raises(UsageError, match="data.allow_changed=true"):
+    with pytest.raises(UsageError, match=r"data\.allow_changed=true"):
         train(other, out, steps=4)
     assert train(other, out, steps=4, data__allow_changed=True).state == "finished"
     assert final(out).step == 4

@@ -61,7 +61,7 @@ def test_a_damaged_one_is_passed_over_and_named(tmp_path):
 def test_damaged_ones_alone_never_mean_starting_anew(tmp_path):
     folder = begun(tmp_path, 2)
     (folder.checkpoints / checkpoint.name_of(2)).write_bytes(b"")
-    with pytest.raises(DiffmixError, match="no whole checkpoint is left: remove .*checkpoints to start anew"):
+    with pytest.raises(DiffmixError, match=r"no whole checkpoint is left: remove .*checkpoints to start anew"):
         start(folder)
 
 
@@ -117,7 +117,7 @@ def test_a_broken_configuration_is_an_error(tmp_path, content):
 def test_a_changed_set_is_refused_unless_told(tmp_path, resume):
     folder = begun(tmp_path / "a", 2)
     where = {"auto": "auto", "folder": folder.path, "file": folder.checkpoints / checkpoint.name_of(2)}[resume]
-    with pytest.raises(UsageError, match="--set data.allow_changed=true"):
+    with pytest.raises(UsageError, match=r"--set data\.allow_changed=true"):
         start(folder, where, fingerprint="other")
     assert start(folder, where, fingerprint="other", anyway=True).saved.step == 2
 

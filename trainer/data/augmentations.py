@@ -75,6 +75,8 @@ _BYOL = Augmentation(
 )
 _DIFFMIX = replace(_BYOL, square=True, blur=0.0)
 
+_DIGITS = Augmentation(scale=(0.5, 1.0), jitter=0.8, brightness=0.4, contrast=0.4, blur=0.2, blur_sigma=(0.1, 1.0))
+
 AUGMENTATIONS: dict[str, AugmentationSet] = {
     "none": AugmentationSet(views=(PLAIN,), source="short side resized, centre cut, nothing else"),
     "weak": AugmentationSet(
@@ -82,8 +84,8 @@ AUGMENTATIONS: dict[str, AugmentationSet] = {
         source="AdaInf (arXiv 2403.12448), symmetric, its released yaml; made for training on inflated data",
     ),
     "digits": AugmentationSet(
-        views=(Augmentation(scale=(0.5, 1.0), jitter=0.8, brightness=0.4, contrast=0.4, blur=0.2, blur_sigma=(0.1, 1.0)),),
-        local=Augmentation(scale=(0.2, 0.5), jitter=0.8, brightness=0.4, contrast=0.4),
+        views=(_DIGITS,),
+        local=replace(_DIGITS, scale=(0.2, 0.5), blur=0.0),
         source="ours, for the embedded digits: mirrored or cut small they are other digits",
     ),
     "simclr": AugmentationSet(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,9 +23,9 @@ from trainer.data.colours import Colours
 from trainer.data.mixing import MixConfig
 from trainer.data.order import Cursor
 from trainer.data.reader import CACHE_BYTES, Reader
-from trainer.data.rows import REAL, Rows
+from trainer.data.rows import Rows
 from trainer.data.threads import Crew, Task, default_workers
-from trainer.data.view_maker import ViewMaker, cut_plain
+from trainer.data.view_maker import ViewMaker
 from trainer.data.view_plan import ViewConfig, ViewPlan
 
 _PART_PIXELS = 16 * 2 * 224 * 224  # of the views that a thread makes at a time: little memory, little overhead
@@ -236,66 +235,3 @@ def _make_part(maker: ViewMaker, config: ViewConfig, pending: _Pending, start: i
     colours = maker.cut(items, pending.epoch, pixels)
     for of_view, colours_of_view, out in zip(pixels, colours, outs, strict=True):
         augment_cpu(of_view, colours_of_view, config.mean, config.std, out)
-
-
-class PlainImages:
-    """Images as they are, short side resized and the centre cut, for evaluation.
-
-    Each iteration goes once over rows `indices`, int64 [N], in that order, and yields bytes uint8 [B, size, size, 3]
-    with their labels int64 [B], None for sets without; `image` is -1 for the real ones or the number of a variation.
-    """
-
-    def __init__(
-        self,
-        rows: Rows,
-        indices: NDArray[np.int64],
-        *,
-        size: int,
-        batch_size: int = 256,
-        image: int = REAL,
-        workers: int | None = None,
-        prefetch: int = 2,
-    ) -> None:
-        self.rows = rows
-        self.indices = np.asarray(indices, np.int64)
-        self._size, self._batch_size, self._image = size, batch_size, image
-        self._workers = default_workers(alone=True) if workers is None else workers
-        self._prefetch = prefetch
-
-    def __len__(self) -> int:
-        """Batches, the last one as small as it is."""
-        return math.ceil(len(self.indices) / self._batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        crew, reader = Crew(self._workers), Reader(self.rows, cache_bytes=0)
-        waiting: deque[tuple[NDArray[np.int64], NDArray[np.uint8], Task]] = deque()
-        try:
-            for start in range(0, len(self.indices), self._batch_size):
-                chosen = self.indices[start : start + self._batch_size]
-                pixels = np.empty((len(chosen), self._size, self._size, 3), np.uint8)
-                cuts = partial(cut_plain, reader, self._image)
-                parts = [partial(cuts, part, out) for part, out in _in_parts(chosen, pixels, self._workers)]
-                waiting.append((chosen, pixels, crew.do(parts)))
-                if len(waiting) > self._prefetch:
-                    yield self._finished(*waiting.popleft())
-            while waiting:
-                yield self._finished(*waiting.popleft())
-        finally:
-            crew.close()
-            reader.close()
-
-    def _finished(
-        self, chosen: NDArray[np.int64], pixels: NDArray[np.uint8], task: Task
-    ) -> tuple[Tensor, Tensor | None]:
-        task.wait()
-        labels = self.rows.label
-        of = None if labels is None else torch.from_numpy(labels[chosen].astype(np.int64))
-        return torch.from_numpy(pixels), of
-
-
-def _in_parts(
-    chosen: NDArray[np.int64], pixels: NDArray[np.uint8], parts: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    size = -(-len(chosen) // parts)
-    for start in range(0, len(chosen), size):
-        yield chosen[start : start + size], pixels[start : start + size]

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests import checksum, layout
 from manifests.catalog import Catalog
 from trainer.data import columns
 from trainer.data import filters as row_filters
@@ -123,11 +122,6 @@ class Rows:
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(self.catalog.plan.to_bytes())
-        storage = self.catalog.storage
-        merged = storage.exists(layout.MANIFEST)
-        parts = (name for name in storage.names() if layout.shard_of(name, "parquet") is not None)
-        for name in [layout.MANIFEST] if merged else parts:
-            with storage.open(name) as file:
-                digest.update((checksum.sealed_value(file) or "").encode())
+        digest.update(self.catalog.parts_digest.encode())
         digest.update(hashlib.blake2b(self.positions.tobytes()).digest())
         return digest.hexdigest()

@@ -186,6 +186,7 @@ class Loop:
         self.meter.start()
 
     def _record(self, values: Values) -> None:
+        values = {**values, "total_steps": self.total_steps}
         self.latest |= values
         if self.metrics is not None:
             self.metrics.write(values)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainer.data.loader import PlainImages
+from trainer.data.plain_images import PlainImages
 from trainer.data.rows import Rows
 from trainer.data.view_plan import ViewConfig
 from trainer.evaluate.corruptions import CORRUPTIONS, corrupt

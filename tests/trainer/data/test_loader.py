@@ -19,9 +19,10 @@ from manifests.errors import CorruptSetError, UsageError
 from manifests.layout import tar_name
 from tests.trainer.data.builders import open_pairs, picture, write_pairs
 from trainer.data import augmentations
-from trainer.data.loader import Loader, PlainImages
+from trainer.data.loader import Loader
 from trainer.data.mixing import POLICIES, MixConfig
 from trainer.data.order import Cursor
+from trainer.data.plain_images import PlainImages
 from trainer.data.rows import REAL
 from trainer.data.threads import Crew, default_workers
 from trainer.data.view_plan import ViewConfig, ViewPlan

@@ -17,25 +17,17 @@ from typing import Any, Literal
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from manifests.errors import DiffmixError, UsageError
 from manifests.storage import explained
+from trainer import torchvision_export
 from trainer.nn.encoders import EncoderConfig, resolved_args
 
 _ROUNDING = 1e-4  # of the largest feature: torchvision's attention adds up in another order
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-# timm's name to torchvision's.
-TORCHVISION: dict[str, str] = {
-    **{name: name for name in _RESNETS},
-    "vit_base_patch16_224": "vit_b_16",
-    "vit_base_patch32_224": "vit_b_32",
-    "vit_large_patch16_224": "vit_l_16",
-    "vit_large_patch32_224": "vit_l_32",
-}
 
 
 class ExportError(DiffmixError):
@@ -101,15 +93,15 @@ def _export_timm(source: Path, target: Path) -> str:
 
 def _export_torchvision(source: Path, target: Path) -> str:
     description = _read_description(source)
-    name, keywords = _torchvision_call(description)
+    name, keywords = torchvision_export.call_of(description)
     encoder = load_timm(source)
     state = encoder.state_dict()
     if name.startswith("vit"):
-        state = {_vit_name(key): value for key, value in state.items()}
-    usage = _torchvision_usage(target, name, keywords)
+        state = {torchvision_export.vit_name(key): value for key, value in state.items()}
+    usage = torchvision_export.usage(target / WEIGHTS, name, keywords)
     with _replacing(target) as temporary:
         _write_weights(state, temporary / WEIGHTS)
-        loaded = _load_torchvision(name, keywords, temporary / WEIGHTS, description)
+        loaded = torchvision_export.load(name, keywords, temporary / WEIGHTS, description)
         _check_equal(encoder, loaded, description["pretrained_cfg"]["input_size"][-1], _ROUNDING)
         _write_readme(temporary, description, usage.replace(str(target), "THIS_FOLDER"))
     return usage
@@ -209,86 +201,11 @@ def _take_place(temporary: Path, folder: Path) -> None:
         temporary.rename(folder)
 
 
-def _torchvision_call(description: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Torchvision's name of the architecture and the keywords it needs; raises `UsageError` if it has none."""
-    architecture = description["architecture"]
-    if architecture not in TORCHVISION:
-        raise UsageError(
-            f"torchvision has no {architecture!r}; it has {', '.join(TORCHVISION)}. "
-            "Export with `--to timm`, which has all"
-        )
-    name = TORCHVISION[architecture]
-    size = description["pretrained_cfg"]["input_size"][-1]
-    return name, {"image_size": size} if name.startswith("vit") else {}
-
-
-def _load_torchvision(name: str, keywords: Mapping[str, Any], file: Path, description: Mapping[str, Any]) -> nn.Module:
-    import torchvision
-
-    model = torchvision.models.get_model(name, **keywords)
-    setattr(model, _head(name), nn.Identity())
-    try:
-        model.load_state_dict(load_file(file))
-    except RuntimeError as error:
-        raise UsageError(
-            f"this {description['architecture']} was made with {description['model_args']}, and torchvision's {name} "
-            "is the plain one; export with `--to timm`"
-        ) from error
-    return model.eval()
-
-
-def _head(name: str) -> str:
-    return "heads" if name.startswith("vit") else "fc"
-
-
-# Beginnings, then parts, of names in timm's ViT and torchvision's.
-_VIT_STARTS = {
-    "cls_token": "class_token",
-    "pos_embed": "encoder.pos_embedding",
-    "patch_embed.proj": "conv_proj",
-    "norm.": "encoder.ln.",
-    "blocks.": "encoder.layers.encoder_layer_",
-}
-_VIT_PARTS = {
-    ".norm1.": ".ln_1.",
-    ".norm2.": ".ln_2.",
-    ".attn.qkv.": ".self_attention.in_proj_",
-    ".attn.proj.": ".self_attention.out_proj.",
-    ".mlp.fc1.": ".mlp.0.",
-    ".mlp.fc2.": ".mlp.3.",
-}
-
-
-def _vit_name(name: str) -> str:
-    """Torchvision's name of a tensor of timm's VisionTransformer."""
-    for start, other in _VIT_STARTS.items():
-        if name.startswith(start):
-            name = other + name.removeprefix(start)
-            break
-    for part, other in _VIT_PARTS.items():
-        name = name.replace(part, other)
-    return name
-
-
 def _timm_usage(target: Path, architecture: str) -> str:
     lines = ["import timm", f'encoder = timm.create_model("local-dir:{target}", pretrained=True).eval()']
     if architecture.endswith("_cifar"):
         lines.insert(1, f"import trainer.nn.encoders  # timm has no {architecture}: diffmix adds it")
     return "\n".join(lines)
-
-
-def _torchvision_usage(target: Path, name: str, keywords: Mapping[str, Any]) -> str:
-    arguments = ", ".join([f'"{name}"', *(f"{key}={value}" for key, value in keywords.items())])
-    return "\n".join(
-        [
-            "import torch, torchvision",
-            "from safetensors.torch import load_file",
-            f"encoder = torchvision.models.get_model({arguments})",
-            f"encoder.{_head(name)} = torch.nn.Identity()",
-            f'encoder.load_state_dict(load_file("{target / WEIGHTS}"))',
-            "encoder.eval()",
-        ]
-    )
 
 
 def _write_readme(folder: Path, description: Mapping[str, Any], usage: str) -> None:

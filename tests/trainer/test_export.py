@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from manifests.errors import StorageError, UsageError
-from trainer import export
 from trainer.export import ExportError, export_run, load_timm, save_encoder
 from trainer.nn.encoders import EncoderConfig, make_encoder
+from trainer.torchvision_export import TORCHVISION, head, vit_name
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 TINY = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "drop_path_rate": 0.3}
@@ -207,21 +207,21 @@ def test_a_tiny_vit_is_the_same_function_in_torchvision():
     ours = encoder_of(VIT)
     theirs = torchvision.models.VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=128)
     theirs.heads = nn.Identity()
-    theirs.load_state_dict({export._vit_name(name): value for name, value in ours.state_dict().items()})
+    theirs.load_state_dict({vit_name(name): value for name, value in ours.state_dict().items()})
     torch.testing.assert_close(features(theirs), features(ours), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if "large" in name else []) for name in export.TORCHVISION]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "large" in name else []) for name in TORCHVISION]
 )
 def test_torchvision_has_the_same_tensors_under_the_new_names(name):
     """Names and shapes, without memory for weights."""
-    other = export.TORCHVISION[name]
+    other = TORCHVISION[name]
     with torch.device("meta"):
         ours = timm.create_model(name, num_classes=0).state_dict()
         theirs = torchvision.models.get_model(other)
-    setattr(theirs, export._head(other), nn.Identity())
-    renamed = {export._vit_name(key) if other.startswith("vit") else key: value.shape for key, value in ours.items()}
+    setattr(theirs, head(other), nn.Identity())
+    renamed = {vit_name(key) if other.startswith("vit") else key: value.shape for key, value in ours.items()}
     assert renamed == {key: value.shape for key, value in theirs.state_dict().items()}
 
 

@@ -46,7 +46,7 @@ def test_the_folder_tells_all_of_the_run(data, reference):
     assert found["encoder"] == "vit_tiny_patch16_224"
     lines = metrics(reference)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6, 7, 7]
-    assert lines[0].keys() == lines[-1].keys() == {"step", "epoch", "knn", "feature_rank", "feature_std"}
+    assert lines[0].keys() == lines[-1].keys() >= {"step", "epoch", "knn", "feature_rank"}
     assert [line["epoch"] for line in lines[1:-1]] == [0, 0, 0, 0, 1, 1, 1]
     assert all(line["loss"] > 0 and line["gradient_norm"] > 0 and line["center_norm"] > 0 for line in lines[1:-1])
     assert found["loss"] == lines[-2]["loss"]

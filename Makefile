@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: help demo test test-slow lint bench clean
 
 help:
-	@echo "make demo       real digits to real/synthetic pairs, in a minute, in data/demo"
+	@echo "make demo       real digits to real/synthetic pairs (data/demo), and an encoder trained on them (runs/demo)"
 	@echo "make test       the test suite (minutes); make test-slow adds the slow tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      speed and memory, as ratios against named baselines"
@@ -31,7 +31,8 @@ demo: $(VENV)/run.stamp
 	$(BIN)/pipeline generate --out data/demo
 	$(BIN)/pipeline verify data/demo
 	$(BIN)/pipeline sheet data/demo --out data/demo-sheet.png
-	@echo "Look at data/demo-sheet.png: real digits, each beside its variation. The pair set is data/demo."
+	$(BIN)/trainer pretrain --data data/demo --out runs/demo
+	@echo "Look at data/demo-sheet.png: real digits, each beside its variation. The pair set is data/demo, the run runs/demo."
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest
@@ -46,6 +47,7 @@ lint: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	$(BIN)/pipeline bench
+	$(BIN)/trainer bench
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -74,6 +74,7 @@ def pretrain(request: Request) -> Outcome:
         start = start_of(
             folder, settled.config, request.resume, fingerprint=settled.fingerprint, anyway=data.allow_changed
         )
+        accelerator.wait_for_everyone()  # until all have looked, nothing is written that one of them could see
         for note in (*settled.notes, chosen.reason, start.note):
             line.say(note) if note else None
         if start.finished is not None:

@@ -59,7 +59,7 @@ def settle(request: Request) -> Settled:
     recipe = recipes.load(name)
     for method in (request.method, _method_of(asked)):
         _check_method(method, recipe, name)
-    config = resolve(merge(recipe, {"recipe": name}, asked), f"recipe {name} with your settings")
+    config = resolve(merge(_for_encoder(recipe, asked), {"recipe": name}, asked), f"recipe {name} with your settings")
     rows = Rows.open(config.data.url, config.data.filter)
     policy = make(config.mix, rows)
     config, more = _fit_batch(config, policy.num_items, given="batch_size" in (asked.get("run") or {}))
@@ -74,6 +74,14 @@ def _asked(request: Request) -> dict[str, Any]:
     if "recipe" in asked:
         raise UsageError(f"--set recipe={asked['recipe']}: a recipe is chosen by --recipe")
     return asked
+
+
+def _for_encoder(recipe: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe, without the arguments of its encoder where another one is asked for."""
+    own, other = (layer.get("encoder") for layer in (recipe, asked))
+    if not isinstance(own, Mapping) or not isinstance(other, Mapping) or other.get("name") in (None, own.get("name")):
+        return recipe
+    return {**recipe, "encoder": {"name": own.get("name")}}
 
 
 def _recipe_name(request: Request, asked: Mapping[str, Any]) -> tuple[str, list[str]]:

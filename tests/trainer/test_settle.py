@@ -48,6 +48,13 @@ def test_a_set_without_real_images_is_judged_by_the_others(tmp_path):
     )
 
 
+def test_another_encoder_does_not_take_the_arguments_of_the_recipes(data):
+    other = settled(data, recipe="simclr-digits", flags={"encoder": {"name": "resnet18"}}).config
+    assert (other.encoder.name, dict(other.encoder.args)) == ("resnet18", {})
+    own = settled(data, "encoder.args.depth=2", recipe="simclr-digits").config
+    assert (own.encoder.args["depth"], own.encoder.args["patch_size"]) == (2, 8)
+
+
 def test_a_saved_configuration_is_a_recipe(data, tmp_path):
     first = settled(data, "optim.lr=0.25", recipe="dino-digits").config
     path = tmp_path / "config.yaml"

@@ -74,9 +74,12 @@ def micro_batch(
     micro: int,
     accumulation: int,
 ) -> NDArray[np.int64]:
-    """Items, int64 [B / world_size / accumulation], of micro-batch `micro` of `rank` at `step` of the epoch."""
+    """Items, int64 [B / world_size / accumulation], of micro-batch `micro` of `rank` at `step` of the epoch.
+
+    All ranks together see the same micro-batch whatever their number: what repels each other there stays the same.
+    """
     size = micro_batch_size(batch_size, world_size, accumulation)
-    start = step * batch_size + (rank * accumulation + micro) * size
+    start = step * batch_size + (micro * world_size + rank) * size
     return order[start : start + size]
 
 

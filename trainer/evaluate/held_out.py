@@ -23,7 +23,8 @@ from trainer.evaluate.corruptions import CORRUPTIONS, corrupt
 from trainer.evaluate.features import extract
 from trainer.evaluate.knn import knn_accuracy
 from trainer.evaluate.linear import linear_accuracy
-from trainer.evaluate.rank import effective_rank, feature_std
+from trainer.evaluate.rank import effective_rank
+from trainer.nn.statistics import feature_std
 
 _QUERY_SHARE = 0.1
 _PIXELS = 32  # side to which images are reduced where their pixels are the features
@@ -81,7 +82,7 @@ class HeldOut:
         return {
             "knn": self._knn(bank, queries),
             "feature_rank": effective_rank(queries),
-            "feature_std": feature_std(queries),
+            "feature_std": feature_std(queries).item(),
         }
 
     def final(self, encoder: nn.Module) -> dict[str, float | int]:
@@ -125,7 +126,10 @@ class HeldOut:
         if world > 1:
             parts = [None] * world
             dist.all_gather_object(parts, torch.cat(found) if found else None)
-        return torch.cat([part for part in parts if part is not None])
+        whole = torch.cat([part for part in parts if part is not None])
+        if not whole.isfinite().all():
+            raise FloatingPointError("the encoder's features are not finite")
+        return whole
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
-"""Whether features have collapsed: how many dimensions they use, and how far they spread."""
+"""How many dimensions features use."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _EPSILON = 1e-7
@@ -28,12 +27,3 @@ def effective_rank(features: Tensor) -> float:
         return 0.0
     share = values / values.sum() + _EPSILON
     return math.exp(-(share * share.log()).sum().item())
-
-
-@torch.no_grad()
-def feature_std(features: Tensor) -> float:
-    """Standard deviation over the images of each dimension of the normalised features [N, D], averaged over D.
-
-    SimSiam's measure (arXiv:2011.10566, section 4.1): 0 is collapse to one point, 1 / sqrt(D) an even spread.
-    """
-    return F.normalize(features.float(), dim=1).std(dim=0, correction=0).mean().item()

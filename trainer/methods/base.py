@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from manifests.errors import UsageError
 from trainer.data.batch import Views
 
-_COLLAPSED_SPREAD = 0.003  # of the even spread
+_COLLAPSED_SPREAD = 0.003  # of an even one
 
 # Makes the encoder that the run asked for, float [N, 3, S, S] to features [N, D] (its `num_features`); keywords such as
 # `drop_path_rate` go to timm and win over the run's. Two calls give two networks with different initial weights.
@@ -79,10 +79,9 @@ class Method(nn.Module, ABC):
     def collapse(self, logs: dict[str, float]) -> str | None:
         """Why these logs, averaged over ranks, look like a collapse; None if they do not. Asked at every logging.
 
-        `feature_std` is SimSiam's measure (see `evaluate.rank`): 1 / sqrt(D) where D dimensions spread evenly.
+        `feature_std` is `nn.statistics.feature_std`: about 1 where features spread evenly.
         """
-        width: Any = self.encoder.num_features
-        if logs.get("feature_std", 1.0) * width**0.5 < _COLLAPSED_SPREAD:
+        if logs.get("feature_std", 1.0) < _COLLAPSED_SPREAD:
             return "the encoder gives all images the same features (collapse)"
         return None
 

@@ -66,8 +66,8 @@ def test_ranks_and_micro_batches_together_see_the_global_batches(size, world_siz
     for step in range(batches(len(order), batch_size)):
         seen = [
             micro_batch(order, step, batch_size, rank, world_size, micro, accumulation)
-            for rank in range(world_size)
             for micro in range(accumulation)
+            for rank in range(world_size)
         ]
         assert {len(items) for items in seen} == {size}
         assert np.array_equal(np.concatenate(seen), order[step * batch_size : (step + 1) * batch_size])

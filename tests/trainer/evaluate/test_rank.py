@@ -1,4 +1,4 @@
-"""Effective rank and spread against numpy's SVD and closed forms."""
+"""Effective rank against numpy's SVD and closed forms."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.evaluate.rank import effective_rank, feature_std
+from trainer.evaluate.rank import effective_rank
 
 
 def reference(features):
@@ -50,15 +50,3 @@ def test_between_one_and_all_whatever_the_scale(seed, count, dims, scale):
 def test_nothing_and_not_a_number():
     assert effective_rank(torch.zeros(4, 3)) == 0
     assert math.isnan(effective_rank(torch.tensor([[1.0, math.inf]])))
-
-
-def test_std_of_a_collapse_is_zero_and_of_an_even_spread_one_over_root_d():
-    assert feature_std(torch.ones(10, 7)) == pytest.approx(0, abs=1e-7)
-    spread = torch.randn(20_000, 64, generator=torch.Generator().manual_seed(0))
-    assert feature_std(spread * 9) == pytest.approx(1 / 8, rel=0.01)
-
-
-def test_std_by_numpy():
-    features = np.random.default_rng(1).normal(size=(30, 5))
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    assert feature_std(torch.tensor(features)) == pytest.approx(unit.std(axis=0).mean(), rel=1e-6)

@@ -1,5 +1,6 @@
 """The collapse detector at its two ends."""
 
+import numpy as np
 import torch
 
 from trainer.nn.statistics import feature_std
@@ -23,3 +24,10 @@ def test_half_precision_features_are_measured_in_float32():
     rough = feature_std(features.bfloat16())
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough, feature_std(features), atol=1e-2, rtol=0)
+
+
+def test_spread_by_numpy():
+    features = np.random.default_rng(1).normal(size=(30, 5))
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    expected = unit.std(axis=0).mean() * 5**0.5
+    torch.testing.assert_close(feature_std(torch.tensor(features)), torch.tensor(expected, dtype=torch.float32))

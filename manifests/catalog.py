@@ -250,11 +250,14 @@ class Catalog:
     @cached_property
     def usable(self) -> NDArray[np.int64]:
         """Positions of the `ok` rows."""
-        masks = []
+        found, start = [], 0
         for file in self._files:
             with self._parquet(file, coded=["status"]) as parquet:
-                masks.append(pc.equal(parquet.read(columns=["status"])["status"], OK).to_numpy())
-        return np.flatnonzero(np.concatenate(masks)).astype(np.int64)
+                for group in range(parquet.num_row_groups):
+                    stop = start + parquet.metadata.row_group(group).num_rows
+                    found.append(start + _ok_rows(parquet, group))
+                    start = stop
+        return np.concatenate(found) if found else np.empty(0, np.int64)
 
     def permutation(self, seed: int) -> NDArray[np.int64]:
         """Positions of the `ok` rows in a random order that depends on `seed` alone."""
@@ -296,6 +299,17 @@ class Catalog:
     def _parquet(self, name: str, coded: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
         with self.storage.open(name) as file, _opened(file, f"{self.storage.url}/{name}", coded) as parquet:
             yield parquet
+
+
+def _ok_rows(parquet: pq.ParquetFile, group: int) -> NDArray[np.int64]:
+    """Numbers of the `ok` rows within a row group; its statistics spare the reading where all are."""
+    facts = parquet.metadata.row_group(group)
+    column = next(index for index in range(len(parquet.schema)) if parquet.schema.column(index).path == "status")
+    statistics = facts.column(column).statistics
+    if statistics is not None and statistics.has_min_max and statistics.min == statistics.max == OK:
+        return np.arange(facts.num_rows, dtype=np.int64)
+    status = parquet.read_row_group(group, columns=["status"])["status"]
+    return np.flatnonzero(pc.equal(status, OK).to_numpy()).astype(np.int64, copy=False)
 
 
 def _columns(parquet: pq.ParquetFile, names: Sequence[str]) -> pa.Table:

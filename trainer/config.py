@@ -139,7 +139,7 @@ class PretrainConfig:
 
     def to_yaml(self) -> str:
         """What is saved and printed."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return "".join(f"{name}: {_in_flow(value)}\n" for name, value in self.to_dict().items())
 
 
 # What may differ between a run and its continuation: it changes nothing that is learnt.
@@ -263,6 +263,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         else:
             found.append((path, before, after))
     return found
+
+
+def _in_flow(value: Any) -> str:
+    """A section as YAML on as few lines as it needs."""
+    return (
+        yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=True, width=116)
+        .split("\n...")[0]
+        .rstrip()
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers.config import use_fused_attn
 from torch import Tensor, nn
 
 from manifests.errors import DiffmixError, UsageError
@@ -149,6 +150,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
 def _plain_copy(encoder: nn.Module) -> nn.Module:
     """The same network in float32 on the CPU in evaluation mode, with the default memory layout."""
     bare = copy.deepcopy(getattr(encoder, "_orig_mod", encoder))
+    for module in bare.modules():
+        if hasattr(module, "fused_attn"):  # which `nn.precision` may have changed; another order of sums is no fault
+            module.fused_attn = use_fused_attn()
     return bare.cpu().float().to(memory_format=torch.contiguous_format).eval()
 
 

@@ -16,11 +16,12 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from manifests.errors import DiffmixError
 from trainer.choices import class_of
 from trainer.config import PretrainConfig
 from trainer.data.loader import Loader
-from trainer.data.order import Cursor, batches
-from trainer.engine.launch import adopt_srun
+from trainer.data.order import Cursor, batches, micro_batch_size
+from trainer.engine.launch import adopt_srun, together
 from trainer.engine.loop import CollapsedError, Loop, Pace
 from trainer.engine.optim import Schedule, make_optimiser
 from trainer.engine.progress import ProgressLine
@@ -32,7 +33,9 @@ from trainer.export import save_encoder
 from trainer.methods import METHODS
 from trainer.methods.base import Method
 from trainer.nn import precision
-from trainer.nn.encoders import make_encoder
+from trainer.nn.batchnorm import synchronised
+from trainer.nn.collectives import gather_objects
+from trainer.nn.encoders import check_size, make_encoder
 from trainer.nn.init import initialise
 from trainer.resume import Start, start_of
 from trainer.settle import Request, Settled, settle
@@ -63,24 +66,39 @@ def pretrain(request: Request) -> Outcome:
     adopt_srun(os.environ)
     settled = settle(request)
     chosen = _precision(settled.config)
-    main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    run, main = settled.config.run, processes.is_main_process
+    micro_batch_size(run.batch_size, processes.num_processes, run.accumulation)  # refuses before anything is made
     folder = RunFolder(_shared(request.out or _default_out(settled.config)))
     accelerator = _accelerator(settled.config, chosen, folder)
     line = ProgressLine(speaks=main)
     with contextlib.ExitStack() as stack:
-        if main:
-            stack.enter_context(folder.locked())
-        data = settled.config.data
-        start = start_of(
-            folder, settled.config, request.resume, fingerprint=settled.fingerprint, anyway=data.allow_changed
-        )
-        accelerator.wait_for_everyone()  # until all have looked, nothing is written that one of them could see
+        start = together(lambda: _start(folder, settled, request.resume, stack if main else None))
+        _check_agreed(start, folder)
         for note in (*settled.notes, chosen.reason, start.note):
             line.say(note) if note else None
         if start.finished is not None:
             return Outcome(state="already finished", folder=folder.path, results=start.finished, is_main=main)
         stop = stack.enter_context(stop_requested())
         return _Run(settled, accelerator, chosen, folder, line, start).carry_out(stop)
+
+
+def _start(folder: RunFolder, settled: Settled, resume: str, stack: contextlib.ExitStack | None) -> Start:
+    """Where the run goes on, as this process sees the folder; with a `stack` that locks it."""
+    if stack is not None:
+        stack.enter_context(folder.locked())
+    config = settled.config
+    return start_of(folder, config, resume, fingerprint=settled.fingerprint, anyway=config.data.allow_changed)
+
+
+def _check_agreed(start: Start, folder: RunFolder) -> None:
+    """All processes must see the same; and until all have looked, nothing is written that one of them could see."""
+    seen = gather_objects("finished" if start.finished else start.saved.step if start.saved else 0)
+    if len(set(seen)) > 1:
+        raise DiffmixError(
+            f"the processes see different checkpoints in {folder.path}, of steps {', '.join(map(str, seen))}: "
+            "choose an --out, or a --resume, that all machines share"
+        )
 
 
 def describe(request: Request) -> dict[str, Any]:
@@ -128,18 +146,22 @@ class _Run:
         """Train, evaluate, export; the run folder tells all of it."""
         self._open_folder()
         began = time.time()
-        with self.loader, self._metrics() as metrics:
+        with self._metrics() as metrics:
             loop = self._make_loop(metrics)
             try:
-                done = loop.run(stop)
+                with self.loader:
+                    done = loop.run(stop)
+                final = self._final() if done else {}
             except CollapsedError as error:
                 self._write(RESULTS, self._results("collapsed", loop) | {"reason": str(error)})
+                self.accelerator.wait_for_everyone()
                 raise
             finally:
                 self.line.close()
         if not done:
+            self.accelerator.wait_for_everyone()  # torchrun ends all once one has ended: not before all is saved
             return self._outcome("stopped", {"step": loop.step})
-        results = self._results("finished", loop) | self._final() | {"wall_seconds": time.time() - began}
+        results = self._results("finished", loop) | final | {"wall_seconds": time.time() - began}
         self._export()
         self._write(RESULTS, results)
         self.accelerator.end_training()
@@ -157,12 +179,14 @@ class _Run:
             return make_encoder(config.encoder, config.views.size, **overrides)
 
         method: Method = class_of(METHODS, config.method.name)(encoder, config.method.settings)
-        if config.init is not None:
+        if method.num_local_crops:
+            check_size(method.trained_encoder, config.encoder.name, config.views.local_size)
+        if config.init is not None and self.start.saved is None:
             self.line.say(initialise(method.trained_encoder, config.init))
             method.initialised()
         precision.prepare(method, chosen)
         if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
-            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+            method = synchronised(method)
         if config.run.compile:
             method.trained_encoder.compile()
         return method
@@ -231,7 +255,7 @@ class _Run:
                 log=run.log_every,
                 checkpoint=config.checkpoint.every,
                 keep=config.checkpoint.keep,
-                probe=round(config.evaluation.every * self.schedule.steps_per_epoch),
+                probe=self._probe_steps(),
             ),
             batch_size=run.batch_size,
             accumulation=run.accumulation,
@@ -243,13 +267,22 @@ class _Run:
             loop.restore(self.start.saved)
         return loop
 
+    def _probe_steps(self) -> int:
+        epochs = self.config.evaluation.every
+        return max(1, round(epochs * self.schedule.steps_per_epoch)) if epochs else 0
+
     def _probe(self) -> dict[str, float | int]:
         return {} if self.held_out is None else self.held_out.online(self.method.encoder)
 
     def _final(self) -> dict[str, Any]:
         if self.held_out is None or not self.config.evaluation.final:
             return {}
-        return {"final": self.held_out.final(self.method.encoder)}
+        try:
+            return {"final": self.held_out.final(self.method.encoder)}
+        except FloatingPointError as error:
+            raise CollapsedError(
+                f"{error} in the final evaluation; next: lower optim.lr, with another --out"
+            ) from error
 
     def _open_folder(self) -> None:
         if self.accelerator.is_main_process:

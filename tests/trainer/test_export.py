@@ -15,6 +15,7 @@ from torch import nn
 
 from manifests.errors import StorageError, UsageError
 from trainer.export import ExportError, export_run, load_timm, save_encoder
+from trainer.nn import precision
 from trainer.nn.encoders import EncoderConfig, make_encoder
 from trainer.torchvision_export import TORCHVISION, head, vit_name
 
@@ -137,6 +138,15 @@ def test_the_run_may_hold_it_differently(tmp_path, change):
     assert encoder.training == (change == "training")
     got = features(load_timm(tmp_path / "encoder"))
     torch.testing.assert_close(got, wanted, rtol=0, atol=0.1 if change == "bfloat16" else 0)
+
+
+def test_a_run_that_spelt_out_attention_is_exported(tmp_path):
+    encoder = encoder_of(VIT)
+    precision.prepare(encoder, precision.choose(torch.device("cpu"), "vit", "bf16"))
+    assert not encoder.blocks[0].attn.fused_attn
+    save(encoder, tmp_path / "encoder", VIT)
+    torch.testing.assert_close(features(load_timm(tmp_path / "encoder")), features(encoder))
+    assert not encoder.blocks[0].attn.fused_attn, "training goes on as it was"
 
 
 def test_an_older_encoder_is_replaced_and_nothing_else_is_left(tmp_path):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manifests.errors import UsageError
+from trainer.choices import class_of
 from trainer.data import hashing
 from trainer.data.names import unknown
 from trainer.data.rows import REAL, Rows
@@ -269,6 +269,5 @@ def _one_image(rows: NDArray[np.int64], where: NDArray[np.int8], image: NDArray[
 
 def make(config: MixConfig, rows: Rows) -> Policy:
     """The policy named in `config` over `rows`; raises `UsageError` where the set lacks what it needs."""
-    module, _, name = POLICIES[config.policy].partition(":")
-    policy: Policy = getattr(import_module(module), name)(config, rows)
+    policy: Policy = class_of(POLICIES, config.policy)(config, rows)
     return policy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 import resource
+import sys
 import threading
 
 import numpy as np
@@ -29,7 +30,8 @@ class Reader:
         self.rows = rows
         self._storage = rows.catalog.storage
         self._files: dict[int, int] = {}  # shard to open file
-        self._most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most_files = sys.maxsize if limit == resource.RLIM_INFINITY else limit // 2
         self._lock = threading.Lock()
         self._first = REAL if rows.has_real else 0
         self._per_row = rows.num_variations - self._first

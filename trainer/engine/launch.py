@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from typing import TypeVar
+
+from manifests.errors import DiffmixError
+from trainer.nn.collectives import gather_objects
+
+T = TypeVar("T")
 
 _FIRST_PORT, _PORTS = 20_000, 20_000
 
@@ -26,6 +32,23 @@ def adopt_srun(environment: MutableMapping[str, str]) -> bool:
     environment.setdefault("MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")))
     environment.setdefault("MASTER_PORT", str(_FIRST_PORT + (job * 31 + step) % _PORTS))
     return True
+
+
+def together(act: Callable[[], T]) -> T:
+    """What `act` returns on this rank, once it has on all; a rank's `DiffmixError` is raised on all.
+
+    Without it the others would wait, at the next collective, for one that has ended.
+    """
+    result: list[T] = []
+    error: DiffmixError | None = None
+    try:
+        result.append(act())
+    except DiffmixError as caught:
+        error = caught
+    for failed in (error, *gather_objects(error)):
+        if failed is not None:
+            raise failed
+    return result[0]
 
 
 def first_host(nodes: str) -> str:

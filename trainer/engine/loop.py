@@ -23,6 +23,7 @@ from trainer.engine.run_folder import OFFENDERS, Metrics, RunFolder
 from trainer.engine.signals import StopRequest
 from trainer.engine.stepper import Stepper
 from trainer.engine.watch import Verdict, Watch
+from trainer.nn.collectives import gather_objects, world_size
 
 _PATIENCE = 5  # loggings in a row that look collapsed
 _DIVERGED = "lower optim.lr or set optim.clip, and look at those images"
@@ -133,7 +134,7 @@ class Loop:
         values = [value for value in self.stepper.method.state_dict().values() if value.is_floating_point()]
         worst = torch.stack([norm.float() for norm in torch._foreach_norm(values, float("inf"))])
         broken = (~worst.isfinite()).any().float()
-        if _world_size() > 1:
+        if world_size() > 1:
             dist.all_reduce(broken, op=dist.ReduceOp.MAX)
         if broken:
             self._give_up(f"the weights are not finite after step {self.step}", self.step, items, _DIVERGED)
@@ -150,9 +151,9 @@ class Loop:
         self._suspect(self.stepper.method.collapse(dict(zip(names, means, strict=True))), items)
 
     def _mean(self, values: Tensor) -> list[float]:
-        if _world_size() > 1:
+        if world_size() > 1:
             dist.all_reduce(values)
-            values = values / _world_size()
+            values = values / world_size()
         return values.tolist()
 
     def _suspect(self, reason: str | None, items: NDArray[np.int64]) -> None:
@@ -161,17 +162,10 @@ class Loop:
             self._give_up(reason, self.step, items, "see `about` of the recipe for settings that are known to work")
 
     def _give_up(self, reason: str, step: int, items: NDArray[np.int64], advice: str) -> NoReturn:
-        keys = self._gathered(self.loader.keys(items))
+        keys = [key for of_rank in gather_objects(self.loader.keys(items)) for key in of_rank]
         if self.metrics is not None:
             self.folder.write_json(OFFENDERS, {"reason": reason, "step": step, "keys": keys})
         raise CollapsedError(f"{reason}; the batch's keys are in {self.folder.path / OFFENDERS}. Next: {advice}")
-
-    def _gathered(self, keys: list[str]) -> list[str]:
-        if _world_size() == 1:
-            return keys
-        found: list[list[str]] = [[] for _ in range(_world_size())]
-        dist.all_gather_object(found, keys)
-        return [key for part in found for key in part]
 
     def _evaluate(self, items: NDArray[np.int64]) -> None:
         self.meter.pause()
@@ -219,7 +213,3 @@ class Loop:
 
 def _items(batches: Sequence[Batch]) -> NDArray[np.int64]:
     return np.concatenate([batch.items for batch in batches])
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1

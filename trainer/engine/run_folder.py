@@ -86,8 +86,13 @@ class RunFolder:
         lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= after_step]
         self.write_text(METRICS, "".join(f"{line}\n" for line in kept))
-        with explained("write", str(path)), path.open("a", encoding="utf-8") as file:
+        with explained("write", str(path)):
+            file = path.open("a", encoding="utf-8")
+        try:
             yield Metrics(file)
+        finally:
+            with contextlib.suppress(OSError):  # of a line that could not be written, which was said
+                file.close()
 
 
 class Metrics:
@@ -98,8 +103,9 @@ class Metrics:
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one JSON object."""
-        self._file.write(json.dumps(_without_nan(values)) + "\n")
-        self._file.flush()
+        with explained("write", self._file.name):
+            self._file.write(json.dumps(_without_nan(values)) + "\n")
+            self._file.flush()
 
 
 def _without_nan(value: Any) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 RESUMABLE = 75  # EX_TEMPFAIL: the same command again goes on
+_TORCHRUN_REPEATS = 2.0  # seconds in which one Ctrl-C may come twice: from the terminal, and passed on by torchrun
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -15,6 +18,7 @@ class StopRequest:
     """Whether a signal asked for a stop; the loop looks between two steps."""
 
     signal_name = ""
+    since = 0.0  # when it came first, by `time.monotonic`
 
     def __bool__(self) -> bool:
         return bool(self.signal_name)
@@ -24,10 +28,12 @@ class StopRequest:
 def stop_requested() -> Iterator[StopRequest]:
     """Inside it signals are noted instead of obeyed; a second Ctrl-C interrupts at once."""
     request = StopRequest()
+    patience = _TORCHRUN_REPEATS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
 
     def note(signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and request:
+        if signum == signal.SIGINT and request and time.monotonic() >= request.since + patience:
             raise KeyboardInterrupt
+        request.since = request.since or time.monotonic()
         request.signal_name = signal.Signals(signum).name
 
     before = {number: signal.signal(number, note) for number in _SIGNALS}

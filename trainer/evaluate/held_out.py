@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from trainer.evaluate.features import extract
 from trainer.evaluate.knn import knn_accuracy
 from trainer.evaluate.linear import linear_accuracy
 from trainer.evaluate.rank import effective_rank
+from trainer.nn.collectives import gather_objects, rank, world_size
 from trainer.nn.statistics import feature_std
 
 _QUERY_SHARE = 0.1
@@ -86,7 +86,10 @@ class HeldOut:
         }
 
     def final(self, encoder: nn.Module) -> dict[str, float | int]:
-        """Accuracy of kNN clean and under each corruption and of a linear probe, and all of it for raw pixels."""
+        """Accuracy of kNN clean and under each corruption and of a linear probe, and all of it for raw pixels.
+
+        No linear probe where all who answer are of one class.
+        """
         values: dict[str, float | int] = {"queries": len(self.split.queries), "bank": len(self.split.bank)}
         for prefix, features in (("", self._of(encoder)), ("pixels_", pixels)):
             bank = self._gather(features, self.split.bank)
@@ -95,7 +98,8 @@ class HeldOut:
             for name in CORRUPTIONS:
                 values[f"{prefix}knn_{name}"] = self._knn(bank, self._gather(features, self.split.queries, name))
             labels = self.split.bank_labels, self.split.query_labels
-            values[f"{prefix}linear"] = linear_accuracy(bank, labels[0], clean, labels[1]).accuracy
+            if len(labels[0].unique()) > 1:
+                values[f"{prefix}linear"] = linear_accuracy(bank, labels[0], clean, labels[1]).accuracy
         return values
 
     def _knn(self, bank: Tensor, queries: Tensor) -> float:
@@ -112,21 +116,19 @@ class HeldOut:
         return features
 
     def _gather(self, features: Features, indices: NDArray[np.int64], corruption: str | None = None) -> Tensor:
-        """Features of the images on all ranks, in the order of `indices`, float32 [N, D] on the CPU."""
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        block = -(-len(indices) // world)
-        mine = indices[rank * block : (rank + 1) * block]
+        """Features of the images on all ranks, in the order of `indices`, float32 [N, D] on the device.
+
+        Raises FloatingPointError, on all ranks, if they are not finite.
+        """
+        block = -(-len(indices) // world_size())
+        mine = indices[rank() * block : (rank() + 1) * block]
         found, done = [], 0
         for images, _ in PlainImages(self.rows, mine, size=self.views.size):
             numbers = mine[done : done + len(images)]
             found.append(features(images if corruption is None else corrupt(images, corruption, numbers)))
             done += len(images)
-        parts = [torch.cat(found) if found else None]
-        if world > 1:
-            parts = [None] * world
-            dist.all_gather_object(parts, torch.cat(found) if found else None)
-        whole = torch.cat([part for part in parts if part is not None])
+        parts = gather_objects(torch.cat(found) if found else None)
+        whole = torch.cat([part for part in parts if part is not None]).to(self.device)
         if not whole.isfinite().all():
             raise FloatingPointError("the encoder's features are not finite")
         return whole

@@ -6,12 +6,14 @@ DDP then averages over ranks, so that the gradient of a run is that of the mean 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -27,6 +29,15 @@ def rank() -> int:
 def gather(values: Tensor) -> Tensor:
     """The values of all ranks, [B, ...] on each, as [R * B, ...] in the order of ranks; gradients pass through."""
     return values if world_size() == 1 else _Gather.apply(values)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's value, anything that can be pickled, in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def all_reduce_sum(values: Tensor, *, replicated: bool = False) -> Tensor:

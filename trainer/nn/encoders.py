@@ -23,7 +23,8 @@ from torch import nn
 
 from manifests.errors import UsageError
 
-__all__ = ["CifarResNet", "EncoderConfig", "check_name", "make_encoder", "resolved_args"]  # timm adds its models here
+__all__ = ["CifarResNet", "EncoderConfig"]  # timm adds its models here
+__all__ += ["check_name", "check_size", "make_encoder", "resolved_args"]
 
 _FIXED = ("pretrained", "pretrained_cfg", "num_classes", "in_chans", "features_only", "checkpoint_path", "device")
 _LEAST_GRID = 4  # patches along a side: with fewer, a ViT sees a handful of tokens and learns little
@@ -68,6 +69,17 @@ def resolved_args(config: EncoderConfig, image_size: int, **overrides: Any) -> d
         if name in args:
             raise UsageError(f"encoder.args.{name} cannot be set: encoders have 3 channels, no classifier and no file")
     return {"num_classes": 0, **_size_args(config.name, image_size), **args}
+
+
+def check_size(encoder: nn.Module, name: str, image_size: int) -> None:
+    """Raises `UsageError` unless an encoder that was made takes images of `image_size` pixels too: small crops."""
+    try:
+        _features_of_one(encoder, image_size)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UsageError(
+            f"encoder {name!r} takes no small crops of {image_size} px (views.local_size): {error}. Choose another "
+            "size, an encoder that takes any, or method.local_crops=0"
+        ) from error
 
 
 def check_name(name: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from manifests.errors import UsageError
-from trainer.nn.encoders import EncoderConfig, make_encoder, resolved_args
+from trainer.nn.encoders import EncoderConfig, check_size, make_encoder, resolved_args
 
 TINY = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -107,3 +107,10 @@ def test_errors_say_what_to_do(name, args, size, match):
 
 def test_few_patches_are_allowed_when_asked_for():
     assert tiny_vit(16).patch_embed.grid_size == (2, 2)
+
+
+def test_small_crops_that_patches_do_not_divide_are_refused():
+    encoder = make_encoder(EncoderConfig(name="vit_tiny_patch16_224", args={"patch_size": 8, "depth": 1}), 32)
+    check_size(encoder, "vit_tiny_patch16_224", 16)
+    with pytest.raises(UsageError, match=r"no small crops of 18 px \(views.local_size\)"):
+        check_size(encoder, "vit_tiny_patch16_224", 18)

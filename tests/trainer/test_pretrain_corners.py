@@ -71,6 +71,6 @@ def test_evaluations_more_often_than_steps_are_at_every_step(data, tmp_path):
 
 def test_processes_that_see_different_checkpoints_are_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "gather_objects", lambda value: [value, 7])
-    with pytest.raises(DiffmixError, match="different checkpoints in .*, of steps 0, 7: choose an --out"):
+    with pytest.raises(DiffmixError, match=r"different checkpoints in .*, of steps 0, 7: choose an --out"):
         train(data, tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -5,7 +5,6 @@ Each section is a frozen dataclass beside its owner; unknown keys are refused wi
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from manifests.errors import UsageError
-from trainer.choices import class_of
+from trainer.choices import class_of, nearest
 from trainer.data.mixing import MixConfig
 from trainer.data.view_plan import ViewConfig
 from trainer.engine.optim import OptimConfig
@@ -215,12 +214,12 @@ def _check_keys(cls: Any, values: Mapping[str, Any], where: str, prefix: str) ->
     known = _names(cls)
     for name in values:
         if name not in known:
-            raise UsageError(f"{where}: unknown key {prefix + str(name)!r}{_nearest(prefix, str(name), known)}")
+            raise UsageError(f"{where}: unknown key {prefix + str(name)!r}{_meant(prefix, str(name), known)}")
 
 
-def _nearest(prefix: str, name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {prefix + near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+def _meant(prefix: str, name: str, known: Iterable[str]) -> str:
+    near = nearest(name, known)
+    return f"; did you mean {prefix + near!r}?" if near else f"; known: {', '.join(sorted(known))}"
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

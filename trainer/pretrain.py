@@ -16,7 +16,6 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from manifests.errors import DiffmixError
 from trainer.choices import class_of
 from trainer.config import PretrainConfig
 from trainer.data.loader import Loader
@@ -31,13 +30,12 @@ from trainer.engine.stepper import Stepper
 from trainer.evaluate.held_out import HeldOut, split
 from trainer.export import save_encoder
 from trainer.methods import METHODS
-from trainer.methods.base import Method
+from trainer.methods.base import Method, Progress
 from trainer.nn import precision
 from trainer.nn.batchnorm import synchronised
-from trainer.nn.collectives import gather_objects
 from trainer.nn.encoders import check_size, make_encoder
 from trainer.nn.init import initialise
-from trainer.resume import Start, start_of
+from trainer.resume import Start, check_agreed, start_of
 from trainer.settle import Request, Settled, settle
 
 
@@ -74,7 +72,7 @@ def pretrain(request: Request) -> Outcome:
     line = ProgressLine(speaks=main)
     with contextlib.ExitStack() as stack:
         start = together(lambda: _start(folder, settled, request.resume, stack if main else None))
-        _check_agreed(start, folder)
+        check_agreed(start, folder)
         for note in (*settled.notes, chosen.reason, start.note):
             line.say(note) if note else None
         if start.finished is not None:
@@ -89,16 +87,6 @@ def _start(folder: RunFolder, settled: Settled, resume: str, stack: contextlib.E
         stack.enter_context(folder.locked())
     config = settled.config
     return start_of(folder, config, resume, fingerprint=settled.fingerprint, anyway=config.data.allow_changed)
-
-
-def _check_agreed(start: Start, folder: RunFolder) -> None:
-    """All processes must see the same; and until all have looked, nothing is written that one of them could see."""
-    seen = gather_objects("finished" if start.finished else start.saved.step if start.saved else 0)
-    if len(set(seen)) > 1:
-        raise DiffmixError(
-            f"the processes see different checkpoints in {folder.path}, of steps {', '.join(map(str, seen))}: "
-            "choose an --out, or a --resume, that all machines share"
-        )
 
 
 def describe(request: Request) -> dict[str, Any]:
@@ -154,12 +142,11 @@ class _Run:
                 final = self._final() if done else {}
             except CollapsedError as error:
                 self._write(RESULTS, self._results("collapsed", loop) | {"reason": str(error)})
-                self.accelerator.wait_for_everyone()
+                self.accelerator.wait_for_everyone()  # torchrun ends all once one has ended: not before this is told
                 raise
             finally:
                 self.line.close()
         if not done:
-            self.accelerator.wait_for_everyone()  # torchrun ends all once one has ended: not before all is saved
             return self._outcome("stopped", {"step": loop.step})
         results = self._results("finished", loop) | final | {"wall_seconds": time.time() - began}
         self._export()
@@ -220,6 +207,8 @@ class _Run:
         asked, steps = schedule.asked_warmup_steps, schedule.warmup_steps
         if steps < asked:
             self.line.say(f"warm-up of {asked} steps shortened to a tenth of the run, {steps} steps")
+        for note in self.method.notes(Progress(step=0, total_steps=total, steps_per_epoch=per_epoch)):
+            self.line.say(note)
         return schedule
 
     def _make_held_out(self) -> HeldOut | None:
@@ -285,15 +274,17 @@ class _Run:
             ) from error
 
     def _open_folder(self) -> None:
+        together(self._describe)
+        step = self.start.saved.step if self.start.saved else 0
+        self.accelerator.init_trackers("diffmix", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+
+    def _describe(self) -> None:
         if self.accelerator.is_main_process:
             self.folder.create()
             if not self.folder.exists():
                 self.folder.write_text(CONFIG, self.config.to_yaml())
             self.folder.write_json(ENVIRONMENT, environment(sys.argv))
             self.line.say(f"{self.config.to_yaml().rstrip()}\nrun folder {self.folder.path}")
-        self.accelerator.wait_for_everyone()
-        step = self.start.saved.step if self.start.saved else 0
-        self.accelerator.init_trackers("diffmix", init_kwargs={"tensorboard": {"purge_step": step + 1}})
 
     @contextlib.contextmanager
     def _metrics(self) -> Iterator[Metrics | None]:

@@ -13,6 +13,7 @@ from trainer.config import PretrainConfig, differences
 from trainer.engine import checkpoint
 from trainer.engine.checkpoint import Checkpoint
 from trainer.engine.run_folder import CHECKPOINTS, CONFIG, RunFolder
+from trainer.nn.collectives import gather_objects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,4 +120,14 @@ def check_data(saved: Checkpoint, fingerprint: str, *, anyway: bool) -> None:
         raise UsageError(
             "the pair set (or what --filter chooses of it) is not the one that the run was started on: the order "
             "of samples would change. Restore it, start a new run, or go on anyway with --set data.allow_changed=true"
+        )
+
+
+def check_agreed(start: Start, folder: RunFolder) -> None:
+    """All processes must see the same; and until all have looked, nothing is written that one of them could see."""
+    seen = gather_objects("finished" if start.finished else start.saved.step if start.saved else 0)
+    if len(set(seen)) > 1:
+        raise DiffmixError(
+            f"the processes see different checkpoints in {folder.path}, of steps {', '.join(map(str, seen))}: "
+            "choose an --out, or a --resume, that all machines share"
         )

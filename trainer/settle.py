@@ -120,7 +120,12 @@ def _check_method(method: str | None, recipe: Mapping[str, Any], name: str) -> N
 
 def _fit_batch(config: PretrainConfig, items: int, *, given: bool) -> tuple[PretrainConfig, list[str]]:
     batch = config.run.batch_size
-    if items >= batch or items < _SMALLEST_BATCH:
+    if items < _SMALLEST_BATCH:
+        raise UsageError(
+            f"a batch needs at least {_SMALLEST_BATCH} images and there is {items} usable sample; take a larger set or "
+            "a milder --filter"
+        )
+    if items >= batch:
         return config, []
     if given:
         raise UsageError(

@@ -3,11 +3,12 @@
 import shutil
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from manifests.errors import DiffmixError, UsageError
 from tests.trainer.data.builders import write_pairs
 from tests.trainer.engine.small_runs import metrics, results, train
-from trainer import pretrain
+from trainer import resume
 from trainer.engine import checkpoint
 from trainer.engine.loop import CollapsedError
 from trainer.evaluate.held_out import HeldOut
@@ -18,10 +19,19 @@ def data(tmp_path_factory):
     return write_pairs(tmp_path_factory.mktemp("pairs") / "set", 60)
 
 
-def test_a_single_class_and_bf16_end_with_an_encoder(data, tmp_path):
+@pytest.fixture
+def own_precision():
+    """Accelerate keeps one precision a process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("own_precision")
+def test_a_single_class_and_bf16_end_with_an_encoder(tmp_path):
     asked = {"steps": 1, "data__filter": ["label == 1"], "run__precision": "bf16", "evaluation__final": True}
     out = tmp_path / "run"
-    train(write_pairs(tmp_path / "set", 120), out, **asked)
+    train(write_pairs(tmp_path / "set", 240), out, **asked)
     final = results(out)["final"]
     assert final["knn"] == 1
     assert "linear" not in final
@@ -70,7 +80,7 @@ def test_evaluations_more_often_than_steps_are_at_every_step(data, tmp_path):
 
 
 def test_processes_that_see_different_checkpoints_are_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "gather_objects", lambda value: [value, 7])
+    monkeypatch.setattr(resume, "gather_objects", lambda value: [value, 7])
     with pytest.raises(DiffmixError, match=r"different checkpoints in .*, of steps 0, 7: choose an --out"):
         train(data, tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -127,3 +127,8 @@ def test_filters_count(data):
     found = settled(data, flags={"data": {"url": data, "filter": ["label == 1"]}}, recipe="simclr-digits")
     assert len(found.rows) == 7
     assert found.config.run.batch_size == 7
+
+
+def test_a_single_sample_is_no_batch(data):
+    with pytest.raises(UsageError, match="at least 2 images and there is 1 usable sample"):
+        settled(data, flags={"data": {"url": data, "filter": ["key == k3"]}}, recipe="simclr-digits")

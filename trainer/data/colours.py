@@ -47,20 +47,7 @@ class Colours:
 
     def __getitem__(self, key: Any) -> Colours:
         """Numpy's indexing of the leading dimensions."""
-        return self._map(lambda array: array[key])
-
-    def reshape(self, *shape: int) -> Colours:
-        """The same views under other leading dimensions."""
-        lead = len(self.shape)
-        return self._map(lambda array: array.reshape(*shape, *array.shape[lead:]))
-
-    def _map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Colours:
-        return Colours(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
-
-    @staticmethod
-    def stack(colours: Sequence[Colours]) -> Colours:
-        """Of equal shapes [...]: [len(colours), ...]."""
-        return _join(np.stack, colours)
+        return Colours(**{field.name: getattr(self, field.name)[key] for field in fields(self)})
 
     @staticmethod
     def concatenate(colours: Sequence[Colours]) -> Colours:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from manifests.catalog import Catalog
 from manifests.errors import UsageError
+from trainer.choices import unknown
 from trainer.data import columns
-from trainer.data.names import unknown
 
 FRACTION = "fraction"
 

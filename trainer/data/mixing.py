@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.errors import UsageError
-from trainer.choices import class_of
+from trainer.choices import class_of, unknown
 from trainer.data import hashing
-from trainer.data.names import unknown
 from trainer.data.rows import REAL, Rows
 
 POLICIES: dict[str, str] = {

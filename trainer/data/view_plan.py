@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from manifests.errors import UsageError
+from trainer.choices import unknown
 from trainer.data.augmentations import AUGMENTATIONS, LOCAL_SCALE, Augmentation
-from trainer.data.names import unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from trainer.data.batch import Batch
 from trainer.data.loader import Loader
 from trainer.engine import checkpoint
 from trainer.engine.checkpoint import Checkpoint, cursor_at
+from trainer.engine.launch import together
 from trainer.engine.meter import Meter
 from trainer.engine.progress import ProgressLine, line_of
 from trainer.engine.run_folder import OFFENDERS, Metrics, RunFolder
@@ -89,7 +90,7 @@ class Loop:
         for batches in self._steps():
             stopping = self._one(batches, stop)
             if stopping or self._is_due(self.pace.checkpoint):
-                self._save()
+                together(self._save)
             if stopping and self.step < self.total_steps:
                 return False
         self.meter.pause()

@@ -73,6 +73,10 @@ class Method(nn.Module, ABC):
     def initialised(self) -> None:
         """The trained encoder has its initial weights: copies of it (teachers) take them now."""
 
+    def notes(self, progress: Progress) -> list[str]:
+        """What the user should know of the method's own schedules in a run of this length."""
+        return []
+
     def before_update(self, progress: Progress) -> None:
         """After the last backward pass, before clipping and the optimiser: the place to cancel gradients."""
 

@@ -129,8 +129,7 @@ class DINO(Method):
     def teacher_temperature(self, progress: Progress) -> float:
         """Of a step."""
         config = self.config
-        asked = round(config.teacher_temperature_epochs * progress.steps_per_epoch)
-        warmup = shortened(asked, progress.total_steps)
+        warmup = _steps(config.teacher_temperature_epochs, progress)
         return linear_warmup(progress.step, warmup, config.teacher_temperature, config.final_teacher_temperature)
 
     def _remember(self, teacher_logits: Tensor) -> None:
@@ -139,10 +138,20 @@ class DINO(Method):
             total, count = total + self._seen[0], count + self._seen[1]
         self._seen = (total, count)
 
+    def notes(self, progress: Progress) -> list[str]:
+        config = self.config
+        phases = {"freeze of the prototypes": config.freeze_epochs}
+        if config.teacher_temperature != config.final_teacher_temperature:
+            phases["warm-up of the teacher's temperature"] = config.teacher_temperature_epochs
+        return [
+            f"{name} of {epochs:g} epochs shortened to a tenth of the run, {_steps(epochs, progress)} steps"
+            for name, epochs in phases.items()
+            if _steps(epochs, progress) < round(epochs * progress.steps_per_epoch)
+        ]
+
     def before_update(self, progress: Progress) -> None:
         """While the prototypes are frozen they have no gradient at all: neither momentum nor decay moves them."""
-        frozen = shortened(round(self.config.freeze_epochs * progress.steps_per_epoch), progress.total_steps)
-        if progress.step < frozen:
+        if progress.step < _steps(self.config.freeze_epochs, progress):
             for parameter in self.student_head.last_layer.parameters():
                 parameter.grad = None
 
@@ -158,3 +167,8 @@ class DINO(Method):
             self.center.lerp_(mean, 1 - config.center_momentum)
             self._seen = None
         return {"center_norm": self.center.norm(), "teacher_momentum": torch.full_like(self.center[0], momentum)}
+
+
+def _steps(epochs: float, progress: Progress) -> int:
+    """Of a phase at the start of the run, at most a tenth of it."""
+    return shortened(round(epochs * progress.steps_per_epoch), progress.total_steps)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from manifests.errors import UsageError
+from trainer.choices import nearest
 
 _FOLDER = Path(__file__).parent
 SMALL_SIDE = 64  # pixels; images up to it are trained as CIFAR-10 is
@@ -25,8 +25,8 @@ def load(name: str, kind: str = "pretrain") -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        near = difflib.get_close_matches(name, names(kind), 1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "give a YAML file, or one of these."
+        near = nearest(name, names(kind), alike=0.4)
+        hint = f"did you mean {near!r}?" if near else "give a YAML file, or one of these."
         raise UsageError(f"no recipe {name!r}; {hint} Recipes: {', '.join(names(kind))}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read the recipe {path}: {error}") from error

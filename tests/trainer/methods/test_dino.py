@@ -182,3 +182,16 @@ def test_teachers_batch_norm_has_statistics_of_its_own():
 def test_impossible_settings_are_refused(name, value):
     with pytest.raises(UsageError, match=rf"method\.{name} is {value}; it must be"):
         DINOConfig(**{name: value})
+
+
+def test_phases_that_a_short_run_shortens_are_said():
+    asked = {"freeze_epochs": 3, "teacher_temperature_epochs": 30}
+    short = Progress(step=0, total_steps=100, steps_per_epoch=5)
+    assert _dino(**asked).notes(short) == [
+        "freeze of the prototypes of 3 epochs shortened to a tenth of the run, 10 steps"
+    ]
+    warming = _dino(**asked, final_teacher_temperature=0.07)
+    assert warming.notes(short)[1:] == [
+        "warm-up of the teacher's temperature of 30 epochs shortened to a tenth of the run, 10 steps"
+    ]
+    assert warming.notes(Progress(step=0, total_steps=1500, steps_per_epoch=5)) == []

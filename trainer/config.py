@@ -6,7 +6,6 @@ Each section is a frozen dataclass beside its owner; unknown keys are refused wi
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -21,15 +20,9 @@ from trainer.data.view_plan import ViewConfig
 from trainer.engine.optim import OptimConfig
 from trainer.methods import METHODS
 from trainer.nn.encoders import EncoderConfig
+from trainer.recipes import read_yaml
 
 T = TypeVar("T")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but that 1e-3 is a number, as in YAML 1.2."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), None)
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
@@ -241,7 +234,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         if not separator or not all(path.split(".")):
             raise UsageError(f"--set {assignment!r}: give KEY=VALUE, such as optim.lr=1e-3")
         try:
-            value = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+            value = read_yaml(text)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {assignment!r}: {text!r} is not a YAML value") from error
         for name in reversed(path.split(".")):

@@ -14,6 +14,7 @@ from trainer.engine import checkpoint
 from trainer.engine.checkpoint import Checkpoint
 from trainer.engine.run_folder import CHECKPOINTS, CONFIG, RunFolder
 from trainer.nn.collectives import gather_objects
+from trainer.recipes import read_yaml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +104,7 @@ def run_of(path: Path) -> Path | None:
 def check_same(run: Path, config: PretrainConfig) -> None:
     """Refuse settings that differ from those of the run."""
     try:
-        old = yaml.safe_load((run / CONFIG).read_text("utf-8"))
+        old = read_yaml((run / CONFIG).read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DiffmixError(f"cannot read {run / CONFIG}: {error}") from error
     found = differences(old if isinstance(old, dict) else {}, config.to_dict())

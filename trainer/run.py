@@ -1,0 +1,198 @@
+"""One run: training, the final evaluation and the export, told in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from trainer import parts
+from trainer.engine.launch import together
+from trainer.engine.loop import CollapsedError, Loop
+from trainer.engine.progress import ProgressLine
+from trainer.engine.run_folder import CONFIG, ENVIRONMENT, RESULTS, Metrics, RunFolder, environment
+from trainer.engine.signals import StopRequest
+from trainer.export import save_encoder
+from trainer.methods.base import Progress
+from trainer.nn.init import initialise
+from trainer.nn.precision import Precision
+from trainer.resume import Start
+from trainer.settle import Settled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a call ended: `finished`, `stopped` (go on with the same command) or `already finished`."""
+
+    state: str
+    folder: Path
+    results: dict[str, Any]
+    is_main: bool = True  # of several processes the one that reports
+
+    def text(self) -> str:
+        """For people."""
+        if self.state == "stopped":
+            return f"stopped at step {self.results['step']}; go on with the same command and --out {self.folder}"
+        lines = [f"{self.state}: {self.folder}"]
+        final = self.results.get("final", {})
+        rows = [(name, final[name], final.get(f"pixels_{name}")) for name in final if f"pixels_{name}" in final]
+        lines += [f"  {name:<20} {value:.1%}   raw pixels {pixels:.1%}" for name, value, pixels in rows]
+        return "\n".join([*lines, f"encoder for timm: local-dir:{self.folder / 'encoder'}"])
+
+
+class Run:
+    """The parts of one run, made in the order in which they need each other."""
+
+    def __init__(
+        self,
+        settled: Settled,
+        accelerator: Accelerator,
+        chosen: Precision,
+        folder: RunFolder,
+        line: ProgressLine,
+        start: Start,
+    ) -> None:
+        config, rows = settled.config, settled.rows
+        self.config, self.accelerator, self.folder, self.line, self.start = config, accelerator, folder, line, start
+        method = parts.make_method(config)
+        if config.init is not None and start.saved is None:
+            line.say(initialise(method.trained_encoder, config.init))
+            method.initialised()
+        self.method = parts.fit_to_device(method, config, chosen, accelerator)
+        cursor = start.saved.cursor if start.saved else (0, 0)
+        self.loader = parts.make_loader(config, rows, self.method, accelerator, cursor)
+        self.schedule = parts.make_schedule(config, self.loader.steps_per_epoch)
+        self.held_out = parts.make_held_out(config, rows, accelerator.device)
+        self._say_what_was_adapted()
+
+    def carry_out(self, stop: StopRequest) -> Outcome:
+        """Train, evaluate, export; the run folder tells all of it."""
+        self._open_folder()
+        began = time.time()
+        with self._metrics() as metrics:
+            loop = self._make_loop(metrics)
+            try:
+                with self.loader:
+                    done = loop.run(stop)
+                final = self._final() if done else {}
+            except CollapsedError as error:
+                self._write(RESULTS, self._results("collapsed", loop) | {"reason": str(error)})
+                self.accelerator.wait_for_everyone()  # torchrun ends all once one has ended: not before this is told
+                raise
+            finally:
+                self.line.close()
+        if not done:
+            return self._outcome("stopped", {"step": loop.step})
+        results = self._results("finished", loop) | final | {"wall_seconds": time.time() - began}
+        self._export()
+        self._write(RESULTS, results)
+        self.accelerator.end_training()
+        return self._outcome("finished", results)
+
+    def _outcome(self, state: str, results: dict[str, Any]) -> Outcome:
+        main = self.accelerator.is_main_process
+        return Outcome(state=state, folder=self.folder.path, results=results, is_main=main)
+
+    def _say_what_was_adapted(self) -> None:
+        schedule, say = self.schedule, self.line.say
+        total, per_epoch = schedule.total_steps, schedule.steps_per_epoch
+        say(f"{total} steps of {schedule.batch_size} images, {per_epoch} an epoch")
+        asked, steps = schedule.asked_warmup_steps, schedule.warmup_steps
+        if steps < asked:
+            say(f"warm-up of {asked} steps shortened to a tenth of the run, {steps} steps")
+        for note in self.method.notes(Progress(step=0, total_steps=total, steps_per_epoch=per_epoch)):
+            say(note)
+        if self.held_out is None:
+            say("the set has too few labelled real images for kNN: the log shows losses only")
+
+    def _make_loop(self, metrics: Metrics | None) -> Loop:
+        config = self.config
+        loop = Loop(
+            stepper=parts.make_stepper(config, self.method, self.schedule, self.accelerator),
+            loader=self.loader,
+            folder=self.folder,
+            line=self.line,
+            pace=parts.make_pace(config, self.schedule.steps_per_epoch),
+            batch_size=config.run.batch_size,
+            accumulation=config.run.accumulation,
+            fingerprint=self.loader.fingerprint,
+            probe=self._probe,
+            metrics=metrics,
+        )
+        if self.start.saved is not None:
+            loop.restore(self.start.saved)
+        return loop
+
+    def _probe(self) -> dict[str, float | int]:
+        return {} if self.held_out is None else self.held_out.online(self.method.encoder)
+
+    def _final(self) -> dict[str, Any]:
+        if self.held_out is None or not self.config.evaluation.final:
+            return {}
+        try:
+            return {"final": self.held_out.final(self.method.encoder)}
+        except FloatingPointError as error:
+            raise CollapsedError(
+                f"{error} in the final evaluation; next: lower optim.lr, with another --out"
+            ) from error
+
+    def _open_folder(self) -> None:
+        together(self._describe)
+        step = self.start.saved.step if self.start.saved else 0
+        self.accelerator.init_trackers("diffmix", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+
+    def _describe(self) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.create()
+            if not self.folder.exists():
+                self.folder.write_text(CONFIG, self.config.to_yaml())
+            self.folder.write_json(ENVIRONMENT, environment(sys.argv))
+            self.line.say(f"{self.config.to_yaml().rstrip()}\nrun folder {self.folder.path}")
+
+    @contextlib.contextmanager
+    def _metrics(self) -> Iterator[Metrics | None]:
+        if not self.accelerator.is_main_process:
+            yield None
+            return
+        with self.folder.metrics(after_step=self.start.saved.step if self.start.saved else -1) as metrics:
+            yield metrics
+
+    def _results(self, state: str, loop: Loop) -> dict[str, Any]:
+        latest, config = loop.latest, self.config
+        return {
+            "state": state,
+            "method": config.method.name,
+            "mix": config.mix.policy,
+            "encoder": config.encoder.name,
+            "steps": loop.step,
+            "epochs": loop.step / self.schedule.steps_per_epoch,
+            "seconds": loop.meter.seconds,
+            "loss": latest.get("loss"),
+            "knn": latest.get("knn"),
+            "knn_before": loop.first.get("knn"),
+            "feature_rank": latest.get("feature_rank"),
+            "images_per_second": loop.step * config.run.batch_size / max(loop.meter.seconds, 1e-9),
+            "note": "training saw the asking images without their labels" if self.held_out else "no labels: no kNN",
+        }
+
+    def _export(self) -> None:
+        if self.accelerator.is_main_process:
+            views = self.config.views
+            save_encoder(
+                self.method.encoder,
+                self.folder.encoder,
+                config=self.config.encoder,
+                image_size=views.size,
+                mean=views.mean,
+                std=views.std,
+            )
+
+    def _write(self, name: str, values: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.write_json(name, values)

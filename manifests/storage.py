@@ -149,10 +149,10 @@ def explained(action: str, where: str, errors: tuple[type[Exception], ...] = (OS
     except DiffmixError:
         raise
     except errors as error:
-        raise StorageError(f"cannot {action} {where}: {_reason(error)}") from error
+        raise StorageError(f"cannot {action} {where}: {_reason(error, action)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, action: str) -> str:
     code = getattr(error, "errno", None)
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "no space left (or over quota); free some and run the same command again, committed shards are kept"
@@ -160,6 +160,8 @@ def _reason(error: BaseException) -> str:
         return f"{os.strerror(code)}; choose another --out or make it writable, then run the same command again"
     if code in (errno.ENOTDIR, errno.EEXIST):
         return "there is a file in the way of the folder; choose another path"
+    if code == errno.ENOENT and action == "create":
+        return "no folder can be made there; choose another path"
     if code == errno.ENOENT or isinstance(error, FileNotFoundError):
         return "it does not exist"
     return str(error) or type(error).__name__

@@ -141,7 +141,7 @@ def bench(sections: str, as_json: bool, **values: Any) -> int:
 def _add(name: str, summary: str) -> None:
     @cli.command(
         name,
-        help=f"{summary[0].upper()}{summary[1:]} (not built yet).",
+        help=f"Not built yet: {summary}.",
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     def command() -> None:

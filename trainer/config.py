@@ -70,13 +70,13 @@ class RunConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
-    """kNN while training: 10 % of the labelled keys ask, the rest answer (design: held-out data)."""
+    """kNN while training: 10 % of the labelled keys are queries, the rest the bank."""
 
     every: float = 1  # epochs; 0: at the start and the end only
     k: int = 20
     temperature: float = 0.07
-    bank: int = 50_000  # at most so many images answer
-    queries: int = 10_000  # and so many ask
+    bank: int = 50_000  # at most so many images
+    queries: int = 10_000  # at most so many images
     final: bool = True  # at the end, also a linear probe and the corruptions
 
     def __post_init__(self) -> None:

@@ -44,7 +44,13 @@ _OPTIONS = (
     click.option("--max-steps", type=click.IntRange(1), help="Optimiser steps; wins over --epochs."),
     click.option("--batch-size", type=click.IntRange(2), help="Images of one optimiser step over all processes."),
     click.option("--init", help="Initial encoder: timm:NAME, a run folder or a file."),
-    click.option("--resume", default="auto", show_default=True, metavar="auto|never|PATH", help="Go on with a run."),
+    click.option(
+        "--resume",
+        default="auto",
+        show_default=True,
+        metavar="auto|never|PATH",
+        help="auto: go on with the run in --out; PATH: with that run or checkpoint.",
+    ),
     click.option("--out", help="Run folder.  [default: runs/<time>-<method>]"),
     click.option("--filter", "filters", multiple=True, metavar="EXPR", help="Such as 'similarity > 0.6'; repeatable."),
     click.option(

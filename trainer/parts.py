@@ -87,7 +87,7 @@ def make_schedule(config: PretrainConfig, steps_per_epoch: int) -> Schedule:
 
 
 def make_held_out(config: PretrainConfig, rows: Rows, device: torch.device) -> HeldOut | None:
-    """Who asks and who answers, None where the set has too few labelled real images."""
+    """Queries and bank, None where the set has too few labelled real images."""
     settings = config.evaluation
     parts = split(rows, bank=settings.bank, queries=settings.queries)
     if parts is None:

@@ -19,7 +19,7 @@ from trainer.engine.run_folder import RunFolder
 from trainer.engine.signals import stop_requested
 from trainer.nn import precision
 from trainer.nn.encoders import make_encoder
-from trainer.parts import total_steps
+from trainer.parts import make_method, total_steps
 from trainer.resume import Start, check_agreed, start_of
 from trainer.run import Outcome, Run
 from trainer.settle import Request, Settled, settle
@@ -59,6 +59,7 @@ def describe(request: Request) -> dict[str, Any]:
     """What a run would be: settings and counts, for `--dry-run`. Makes and trains nothing."""
     settled = settle(request)
     config = settled.config
+    make_method(config)  # refuses encoders and settings that cannot be
     items = settled.policy.num_items
     per_epoch = batches(items, config.run.batch_size)
     steps = total_steps(config, per_epoch)

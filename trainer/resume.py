@@ -111,7 +111,8 @@ def check_same(run: Path, config: PretrainConfig) -> None:
     if found:
         listed = "; ".join(f"{name}: {before!r} there, {now!r} now" for name, before, now in found)
         raise UsageError(
-            f"{run} holds a run of other settings ({listed}). Use the same to go on, or another --out for a new run."
+            f"{run} holds a run of other settings ({listed}). Use the same to go on, "
+            f"another --out for a new run, and there --init {run} to begin with its weights."
         )
 
 

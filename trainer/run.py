@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from trainer.nn.precision import Precision
 from trainer.resume import Start
 from trainer.settle import Settled
 
+_MOST_CPU_WEIGHTS = 2_000_000  # of an encoder that a CPU trains in minutes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -39,11 +41,31 @@ class Outcome:
         """For people."""
         if self.state == "stopped":
             return f"stopped at step {self.results['step']}; go on with the same command and --out {self.folder}"
-        lines = [f"{self.state}: {self.folder}"]
-        final = self.results.get("final", {})
-        rows = [(name, final[name], final.get(f"pixels_{name}")) for name in final if f"pixels_{name}" in final]
-        lines += [f"  {name:<20} {value:.1%}   raw pixels {pixels:.1%}" for name, value, pixels in rows]
+        lines = [f"{self.state}: {self.folder}", *_final_lines(self.results)]
         return "\n".join([*lines, f"encoder for timm: local-dir:{self.folder / 'encoder'}"])
+
+
+def _final_lines(results: Mapping[str, Any]) -> list[str]:
+    """The final evaluation beside what the untrained encoder and the pixels themselves reach."""
+    final = results.get("final") or {}
+    names = [name for name in final if f"pixels_{name}" in final]
+    if not names:
+        return []
+    queries, before = final["queries"], results.get("knn_before")
+    lines = [
+        f"  accuracy on {queries} query images (one of them is {1 / queries:.1%})",
+        _row("", "encoder", "raw pixels"),
+    ]
+    if before is not None:
+        lines.append(_row("knn before training", f"{before:.1%}", ""))
+    lines += [_row(name, f"{final[name]:.1%}", f"{final[f'pixels_{name}']:.1%}") for name in names]
+    if final["knn"] <= final["pixels_knn"]:
+        lines.append(f"  no better than raw pixels after {results['steps']} steps: train longer, or look at the log")
+    return lines
+
+
+def _row(name: str, encoder: str, pixels: str) -> str:
+    return f"  {name:<20} {encoder:>10} {pixels:>12}".rstrip()
 
 
 class Run:
@@ -102,6 +124,10 @@ class Run:
     def _say_what_was_adapted(self) -> None:
         schedule, say = self.schedule, self.line.say
         total, per_epoch = schedule.total_steps, schedule.steps_per_epoch
+        weights = sum(parameter.numel() for parameter in self.method.encoder.parameters())
+        on_cpu = self.accelerator.device.type == "cpu" and weights > _MOST_CPU_WEIGHTS
+        hint = "; expect hours, a smaller --encoder or a *-digits recipe takes minutes" if on_cpu else ""
+        say(f"encoder {self.config.encoder.name}, {weights / 1e6:.2f} M weights, on {self.accelerator.device}{hint}")
         say(f"{total} steps of {schedule.batch_size} images, {per_epoch} an epoch")
         asked, steps = schedule.asked_warmup_steps, schedule.warmup_steps
         if steps < asked:
@@ -178,7 +204,7 @@ class Run:
             "knn_before": loop.first.get("knn"),
             "feature_rank": latest.get("feature_rank"),
             "images_per_second": loop.step * config.run.batch_size / max(loop.meter.seconds, 1e-9),
-            "note": "training saw the asking images without their labels" if self.held_out else "no labels: no kNN",
+            "note": "the query images were trained on too, without labels" if self.held_out else "no labels: no kNN",
         }
 
     def _export(self) -> None:

@@ -18,6 +18,7 @@ from trainer.choices import unknown
 from trainer.data import columns
 
 FRACTION = "fraction"
+_MOST_NAMES = 20  # classes that an error lists
 
 _HELP = (
     "a filter is COLUMN OP VALUE with one of == != < <= > >=, or COLUMN in A,B,C, or fraction 0.1; "
@@ -83,10 +84,18 @@ def positions(catalog: Catalog, expressions: Sequence[str]) -> NDArray[np.int64]
         if not len(kept):
             raise UsageError(
                 f"--filter {expression!r} leaves none of {len(found)} rows ({len(catalog.usable)} of "
-                f"{catalog.storage.url} are usable); choose a milder one"
+                f"{catalog.storage.url} are usable); choose a milder one{_class_names(catalog, expression)}"
             )
         found = kept
     return found
+
+
+def _class_names(catalog: Catalog, expression: str) -> str:
+    """For a filter on classes that fits none: some that there are."""
+    if not expression.lstrip().startswith("class_name"):
+        return ""
+    names = pc.unique(catalog.columns("class_name")["class_name"].drop_null()).to_pylist()
+    return f". Classes: {', '.join(sorted(names)[:_MOST_NAMES])}{' …' if len(names) > _MOST_NAMES else ''}"
 
 
 def _mask(catalog: Catalog, expression: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -95,7 +104,8 @@ def _mask(catalog: Catalog, expression: str, rows: NDArray[np.int64]) -> NDArray
         return _in_fraction(catalog, _number(fraction[1], expression), rows)
     match = _EXPRESSION.fullmatch(expression)
     if not match:
-        raise UsageError(f"cannot read --filter {expression!r}: {_HELP}")
+        equals = "equality is ==; " if re.fullmatch(r"[^=!<>]+=[^=]+", expression) else ""
+        raise UsageError(f"cannot read --filter {expression!r}: {equals}{_HELP}")
     name, operation, text = match[1], " ".join(match[2].split()), match[3]
     if name not in COLUMNS:
         raise unknown("column in --filter:", name, [*COLUMNS, FRACTION])

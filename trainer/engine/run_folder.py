@@ -78,6 +78,13 @@ class RunFolder:
             yield
         finally:
             file.close()
+            if not self.exists():  # nothing was begun
+                self._remove_if_empty()
+
+    def _remove_if_empty(self) -> None:
+        with contextlib.suppress(OSError):
+            (self.path / LOCK).unlink()
+            self.path.rmdir()
 
     @contextlib.contextmanager
     def metrics(self, after_step: int) -> Iterator[Metrics]:

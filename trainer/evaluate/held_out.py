@@ -1,6 +1,6 @@
 """kNN, linear probe and corruptions on a pair set's own labelled rows, while training and at its end.
 
-10 % of the keys by hash ask, the rest answer. Training may see the asking images too, without their labels.
+10 % of the keys by hash are queries, the rest the bank. Training may see the query images too, without their labels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Features = Callable[[Tensor], Tensor]  # uint8 [B, S, S, 3] to float32 [B, D]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Row numbers and labels of who answers and who asks."""
+    """Row numbers and labels of the bank and of the queries."""
 
     bank: NDArray[np.int64]
     queries: NDArray[np.int64]
@@ -51,16 +51,16 @@ def split(rows: Rows, *, bank: int, queries: int) -> Split | None:
     if labels is None:
         return None
     some = np.arange(min(len(rows), 2 * bank + 20 * queries))
-    asks = np.array([is_query(key) for key in rows.keys(some)])
-    asking, answering = some[asks][:queries], some[~asks][:bank]
-    if len(asking) < 2 or len(answering) < 2:
+    chosen = np.array([is_query(key) for key in rows.keys(some)])
+    query_rows, bank_rows = some[chosen][:queries], some[~chosen][:bank]
+    if len(query_rows) < 2 or len(bank_rows) < 2:
         return None
     of = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-    return Split(bank=answering, queries=asking, bank_labels=of[answering], query_labels=of[asking])
+    return Split(bank=bank_rows, queries=query_rows, bank_labels=of[bank_rows], query_labels=of[query_rows])
 
 
 def is_query(key: str) -> bool:
-    """Whether the image asks: a tenth of all keys, the same ones in every run."""
+    """Whether the image is a query: a tenth of all keys, the same ones in every run."""
     word = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8, person=b"held-out").digest(), "big")
     return word < _QUERY_SHARE * 2**64
 
@@ -77,7 +77,7 @@ class HeldOut:
     temperature: float
 
     def online(self, encoder: nn.Module) -> dict[str, float | int]:
-        """Accuracy of kNN (0 to 1), and effective rank and spread of the features of those who ask."""
+        """Accuracy of kNN (0 to 1), and effective rank and spread of the features of the queries."""
         bank, queries = self._features(encoder, self.split.bank), self._features(encoder, self.split.queries)
         return {
             "knn": self._knn(bank, queries),
@@ -88,7 +88,7 @@ class HeldOut:
     def final(self, encoder: nn.Module) -> dict[str, float | int]:
         """Accuracy of kNN clean and under each corruption and of a linear probe, and all of it for raw pixels.
 
-        No linear probe where all who answer are of one class.
+        No linear probe where the bank is of one class.
         """
         values: dict[str, float | int] = {"queries": len(self.split.queries), "bank": len(self.split.bank)}
         for prefix, features in (("", self._of(encoder)), ("pixels_", pixels)):

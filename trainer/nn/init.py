@@ -88,7 +88,7 @@ def _path_state(path: Path) -> tuple[State, str]:
             f"{path} holds no encoder: a finished run has encoder/model.safetensors; `trainer runs` lists the runs"
         )
     if not path.is_file():
-        hint = f"; did you mean timm:{path}?" if timm.is_model(str(path)) else ""
+        hint = f"; did you mean timm:{path}?" if timm.is_model(str(path)) else "."
         raise UsageError(
             f"--init {path}: there is no such file or folder{hint} Give timm:NAME, a run folder or a "
             "file (.safetensors, .pth)"

@@ -149,7 +149,7 @@ class Loop:
         self._record(values)
         left = (self.total_steps - self.step) * self.batch_size / max(rate, 1e-9)
         self.line.show(line_of(values, self.total_steps, left), force=self.step in (1, self.total_steps))
-        self._suspect(self.stepper.method.collapse(dict(zip(names, means, strict=True))), items)
+        self._suspect(self.stepper.collapse(dict(zip(names, means, strict=True)), self.step), items)
 
     def _mean(self, values: Tensor) -> list[float]:
         if world_size() > 1:

@@ -62,6 +62,10 @@ class Stepper:
         logs = {} if norm is None else {"gradient_norm": norm}
         return logs | self.method.after_step(progress)
 
+    def collapse(self, logs: dict[str, float], step: int) -> str | None:
+        """Why these logs look like a collapse to the method."""
+        return self.method.collapse(logs, self._progress(step))
+
     def restore(self, saved: Checkpoint) -> None:
         """Take weights, statistics and the optimiser's state; `DiffmixError` if they are of another network."""
         try:

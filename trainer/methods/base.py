@@ -80,7 +80,7 @@ class Method(nn.Module, ABC):
     def before_update(self, progress: Progress) -> None:
         """After the last backward pass, before clipping and the optimiser: the place to cancel gradients."""
 
-    def collapse(self, logs: dict[str, float]) -> str | None:
+    def collapse(self, logs: dict[str, float], progress: Progress) -> str | None:
         """Why these logs, averaged over ranks, look like a collapse; None if they do not. Asked at every logging.
 
         `feature_std` is `nn.statistics.feature_std`: about 1 where features spread evenly.

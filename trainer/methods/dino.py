@@ -7,6 +7,7 @@ there, centre and teacher advance once per optimiser step, however many micro-ba
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +54,9 @@ class DINOConfig:
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         require(0 <= self.drop_path < 1, "drop_path", self.drop_path, "at least 0 and below 1")
         require(self.head_norm in HEAD_NORMS, "head_norm", self.head_norm, " or ".join(HEAD_NORMS))
+
+
+_EMPTY = 0.003  # of the largest entropy: so close to an end of its range that nothing is left to learn
 
 
 class DINO(Method):
@@ -131,6 +135,18 @@ class DINO(Method):
         config = self.config
         warmup = _steps(config.teacher_temperature_epochs, progress)
         return linear_warmup(progress.step, warmup, config.teacher_temperature, config.final_teacher_temperature)
+
+    def collapse(self, logs: dict[str, float], progress: Progress) -> str | None:
+        """Also once the student says what the teacher says and that is nothing: all prototypes alike, or only one.
+
+        A run that has just begun looks so too, hence not before a fifth of it.
+        """
+        entropy, most = logs.get("teacher_entropy", 1.0), math.log(self.config.out_dim)
+        empty = entropy > (1 - _EMPTY) * most or entropy < _EMPTY * most
+        agreed = abs(logs.get("kl_divergence", most)) < _EMPTY * most
+        if empty and agreed and progress.step * 5 >= progress.total_steps:
+            return f"the teacher's entropy is {entropy:.3f} of at most {most:.3f} and the student agrees (collapse)"
+        return super().collapse(logs, progress)
 
     def _remember(self, teacher_logits: Tensor) -> None:
         total, count = teacher_logits.sum(dim=(0, 1)), teacher_logits.shape[0] * teacher_logits.shape[1]

@@ -1,6 +1,7 @@
 """What DINO does around its loss: teacher, centre, schedules, freeze, multi-crop."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -195,3 +196,20 @@ def test_phases_that_a_short_run_shortens_are_said():
         "warm-up of the teacher's temperature of 30 epochs shortened to a tenth of the run, 10 steps"
     ]
     assert warming.notes(Progress(step=0, total_steps=1500, steps_per_epoch=5)) == []
+
+
+@pytest.mark.parametrize(
+    ("entropy", "kl", "step", "told"),
+    [
+        (math.log(32), 0.0, 20, True),
+        (1e-4, 1e-4, 20, True),
+        (math.log(32), 0.0, 19, False),  # of 100: a run that has just begun
+        (math.log(32) - 0.5, 0.0, 50, False),
+        (math.log(32), 0.5, 50, False),
+    ],
+)
+def test_collapse_is_a_teacher_that_says_nothing_and_a_student_that_agrees(entropy, kl, step, told):
+    method = _dino(out_dim=32)
+    logs = {"teacher_entropy": entropy, "kl_divergence": kl, "feature_std": 0.5}
+    reason = method.collapse(logs, Progress(step=step, total_steps=100, steps_per_epoch=10))
+    assert (reason is not None) == told

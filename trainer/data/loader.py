@@ -22,6 +22,7 @@ from trainer.data.batch import Batch, Views
 from trainer.data.colours import Colours
 from trainer.data.mixing import MixConfig
 from trainer.data.order import Cursor
+from trainer.data.orders import Orders
 from trainer.data.reader import CACHE_BYTES, Reader
 from trainer.data.rows import Rows
 from trainer.data.threads import Crew, Task, default_workers
@@ -100,7 +101,8 @@ class Loader(Iterator[Batch]):
         self.wait_seconds = 0.0  # that `next` has waited for the threads so far
         self._epoch, self._step = order.start_of(cursor, self.num_items, batch_size)
         self._micro = 0
-        self._order = (-1, np.empty(0, np.int64))  # of which epoch
+        self._orders = Orders(seed, self.num_items)
+        self._orders.prepare(self._epoch)  # while the columns are read
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size, self._accumulation = rank, world_size, accumulation
         self._config, self._dtype, self._prefetch = views, dtype, prefetch
@@ -144,6 +146,7 @@ class Loader(Iterator[Batch]):
 
     def close(self) -> None:
         """End the threads and close the files; harmless to repeat."""
+        self._orders.close()
         self._crew.close()
         self._pending.clear()
         for reader in self._readers:
@@ -176,10 +179,8 @@ class Loader(Iterator[Batch]):
         return pending
 
     def _next_items(self) -> NDArray[np.int64]:
-        if self._order[0] != self._epoch:
-            self._order = (self._epoch, order.epoch_order(self._seed, self._epoch, self.num_items))
         return order.micro_batch(
-            self._order[1],
+            self._orders.of(self._epoch),
             self._step,
             self._batch_size,
             self._rank,
@@ -192,6 +193,8 @@ class Loader(Iterator[Batch]):
         self._micro += 1
         if self._micro == self._accumulation:
             self._micro, self._step = 0, self._step + 1
+            if self._step == self.steps_per_epoch // 2:
+                self._orders.prepare(self._epoch + 1)
         if self._step == self.steps_per_epoch:
             self._epoch, self._step = self._epoch + 1, 0
 

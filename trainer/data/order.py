@@ -1,7 +1,7 @@
 """Which item is trained on when: a pure function of (seed, epoch, number of items), the same for any number of ranks.
 
-An epoch is one global permutation, cut into global batches of B items. Rank r of R takes the r-th contiguous slice of
-each, and cuts it into `accumulation` micro-batches: what is trained on at a step never depends on R.
+An epoch is one global permutation, cut into global batches of B items, each of those into `accumulation` micro-batches,
+and rank r of R takes the r-th contiguous slice of each: what is trained on together never depends on R.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def global_steps(rows, count, *, world_size=1, accumulation=1, **settings):
     ]
     steps = []
     for _ in range(count):
-        parts = [next(loader) for loader in loaders for _ in range(accumulation)]
+        parts = [next(loader) for _ in range(accumulation) for loader in loaders]
         assert len({(part.epoch, part.step) for part in parts}) == 1
         items = np.concatenate([part.items for part in parts])
         steps.append((items, torch.cat([part.views.crops for part in parts], 1)))
@@ -74,12 +74,15 @@ def train(world_size, group, cursor, count, accumulation):
                          accumulation=accumulation)
     with loader:
         for _ in range(count):
-            parts = [next(loader) for _ in range(accumulation)]
-            sums = torch.cat([part.views.crops.double().sum((0, 2, 3, 4)) for part in parts])
-            mine = (loader.keys(np.concatenate([part.items for part in parts])), sums.tolist())
-            gathered = [None] * world_size
-            dist.all_gather_object(gathered, mine, group)
-            steps.append([[one for part in gathered for one in part[n]] for n in range(2)])
+            step = [[], []]
+            for _ in range(accumulation):
+                part = next(loader)
+                mine = (loader.keys(part.items), part.views.crops.double().sum((0, 2, 3, 4)).tolist())
+                gathered = [None] * world_size
+                dist.all_gather_object(gathered, mine, group)
+                for n in range(2):
+                    step[n] += [one for of_rank in gathered for one in of_rank[n]]
+            steps.append(step)
 
 dist.init_process_group("gloo")
 steps = []

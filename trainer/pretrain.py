@@ -52,7 +52,7 @@ def _start(folder: RunFolder, settled: Settled, resume: str, stack: contextlib.E
     if stack is not None:
         stack.enter_context(folder.locked())
     config = settled.config
-    return start_of(folder, config, resume, fingerprint=settled.fingerprint, anyway=config.data.allow_changed)
+    return start_of(folder, config, resume, fingerprint=settled.policy.fingerprint, anyway=config.data.allow_changed)
 
 
 def describe(request: Request) -> dict[str, Any]:

@@ -46,11 +46,6 @@ class Settled:
         """The chosen rows of the pair set."""
         return self.policy.sets[0]
 
-    @property
-    def fingerprint(self) -> str:
-        """Of all rows that are trained on, those of `mix.generated` too."""
-        return "+".join(rows.fingerprint for rows in self.policy.sets)
-
 
 def settle(request: Request) -> Settled:
     """Raises `UsageError` for settings that cannot work on this set."""

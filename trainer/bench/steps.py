@@ -10,7 +10,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -55,27 +55,19 @@ class StepTask:
         return Views(crops=crops, local_crops=torch.randn(local, generator=draw))
 
 
+_DINO = StepTask(
+    name="DINO ViT-Ti 2x96+4x48, 32 images",
+    method="dino",
+    encoder="vit_tiny_patch16_224",
+    images=32,
+    size=96,
+    local_crops=4,
+    local_size=48,
+    out_dim=2048,
+)
 TASKS = (
-    StepTask(
-        name="DINO ViT-Ti 2x96+4x48, 32 images",
-        method="dino",
-        encoder="vit_tiny_patch16_224",
-        images=32,
-        size=96,
-        local_crops=4,
-        local_size=48,
-        out_dim=2048,
-    ),
-    StepTask(
-        name="DINO ViT-Ti 2x96+4x48, 8 images",
-        method="dino",
-        encoder="vit_tiny_patch16_224",
-        images=8,
-        size=96,
-        local_crops=4,
-        local_size=48,
-        out_dim=2048,
-    ),
+    _DINO,
+    replace(_DINO, name="DINO ViT-Ti 2x96+4x48, 8 images", images=8),
     StepTask(name="SimCLR ResNet-18 2x32, 64 images", method="simclr", encoder="resnet18_cifar", images=64, size=32),
 )
 

@@ -119,7 +119,7 @@ class Loader(Iterator[Batch]):
     @property
     def fingerprint(self) -> str:
         """Of all rows that are drawn from, see `Rows.fingerprint`."""
-        return "+".join(rows.fingerprint for rows in self.policy.sets)
+        return self.policy.fingerprint
 
     def keys(self, items: NDArray[np.int64]) -> list[str]:
         """The key of the row that each item shows."""

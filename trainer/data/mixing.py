@@ -104,6 +104,11 @@ class Policy(ABC):
         """Row and set of each item, [B]."""
         return items, np.zeros(len(items), np.int8)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all rows that are drawn from, those of `mix.generated` too; see `Rows.fingerprint`."""
+        return "+".join(rows.fingerprint for rows in self.sets)
+
     def check_views(self, num_crops: int, num_local_crops: int) -> None:  # noqa: B027  # most take any number
         """Refuse settings that a method with so many views cannot use, with a `UsageError`."""
 

@@ -108,3 +108,10 @@ def encode_views(network: nn.Module, crops: Tensor, *, jointly: bool) -> Tensor:
     if jointly:
         return network(crops.flatten(0, 1))
     return torch.cat([network(view) for view in crops])
+
+
+def project_views(encoder: nn.Module, head: nn.Module, crops: Tensor, *, jointly: bool) -> tuple[Tensor, Tensor]:
+    """Features [V * B, D] of the encoder and, of them, projections [V, B, P] of the head; see `encode_views`."""
+    features = encode_views(encoder, crops, jointly=jointly)
+    by_view = features.unflatten(0, crops.shape[:2])
+    return features, encode_views(head, by_view, jointly=jointly).unflatten(0, crops.shape[:2])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data.batch import Views
-from trainer.methods.base import MakeEncoder, Method, Progress, StepOutput, encode_views, require
+from trainer.methods.base import MakeEncoder, Method, Progress, StepOutput, project_views, require
 from trainer.nn import collectives
 from trainer.nn.heads import HEAD_NORMS, HeadNorm, projection_head
 from trainer.nn.precision import full_precision
@@ -89,9 +89,7 @@ class SimCLR(Method):
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
         jointly = self.config.joint_batch
-        features = encode_views(self.backbone, views.crops, jointly=jointly)
-        by_view = features.unflatten(0, views.crops.shape[:2])
-        projections = encode_views(self.head, by_view, jointly=jointly).unflatten(0, views.crops.shape[:2])
+        features, projections = project_views(self.backbone, self.head, views.crops, jointly=jointly)
         result = nt_xent(projections, self.config.temperature)
         logs = {
             "positive_similarity": result.positive_similarity,

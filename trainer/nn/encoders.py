@@ -22,6 +22,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from manifests.errors import UsageError
+from trainer.choices import nearest
 
 __all__ = ["CifarResNet", "EncoderConfig"]  # timm adds its models here
 __all__ += ["check_name", "check_size", "make_encoder", "resolved_args"]
@@ -136,8 +137,8 @@ def _why_not(name: str, args: Mapping[str, Any], image_size: int, error: Excepti
     unknown = [key for key in args if known and key not in known and f"'{key}'" in str(error)]
     if not unknown:
         return f"timm cannot make {name!r} for {image_size} px images with {dict(args)}: {error}"
-    near = difflib.get_close_matches(unknown[0], known, n=1)
-    meant = f"; did you mean {near[0]!r}" if near else ""
+    near = nearest(unknown[0], known)
+    meant = f"; did you mean {near!r}" if near else ""
     return f"encoder {name!r} takes no argument {unknown[0]!r}{meant}. It takes {', '.join(known)}"
 
 

@@ -6,28 +6,18 @@ Each section is a frozen dataclass beside its owner; unknown keys are refused wi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar, get_type_hints
-
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
 
 from manifests.errors import UsageError
-from trainer.choices import class_of, nearest
+from trainer.choices import class_of
 from trainer.data.mixing import MixConfig
 from trainer.data.view_plan import ViewConfig
 from trainer.engine.optim import OptimConfig
 from trainer.methods import METHODS
 from trainer.nn.encoders import EncoderConfig
-from trainer.recipes import read_yaml
-
-T = TypeVar("T")
-
-
-def _require(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise UsageError(f"{name} is {value!r}; it must be {allowed}")
+from trainer.settings import as_yaml, build, check_keys, plain, require, section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +31,8 @@ class DataConfig:
     allow_changed: bool = False  # resume although the set is not the one that the run was started on
 
     def __post_init__(self) -> None:
-        _require(self.workers is None or self.workers > 0, "data.workers", self.workers, "1 or more, or null")
-        _require(self.cache >= 0, "data.cache", self.cache, "0 or more bytes")
+        require(self.workers is None or self.workers > 0, "data.workers", self.workers, "1 or more, or null")
+        require(self.cache >= 0, "data.cache", self.cache, "0 or more bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +50,12 @@ class RunConfig:
     trackers: tuple[str, ...] = ()  # of Accelerate, beside TensorBoard: wandb, mlflow, …
 
     def __post_init__(self) -> None:
-        _require(0 < self.epochs < math.inf, "run.epochs", self.epochs, "a number above 0")
-        _require(self.max_steps is None or self.max_steps > 0, "run.max_steps", self.max_steps, "1 or more, or null")
-        _require(self.batch_size > 1, "run.batch_size", self.batch_size, "2 or more")
+        require(0 < self.epochs < math.inf, "run.epochs", self.epochs, "a number above 0")
+        require(self.max_steps is None or self.max_steps > 0, "run.max_steps", self.max_steps, "1 or more, or null")
+        require(self.batch_size > 1, "run.batch_size", self.batch_size, "2 or more")
         for name in ("accumulation", "log_every"):
-            _require(getattr(self, name) > 0, f"run.{name}", getattr(self, name), "1 or more")
-        _require(0 <= self.seed < 2**31, "run.seed", self.seed, "from 0 to 2147483647")
+            require(getattr(self, name) > 0, f"run.{name}", getattr(self, name), "1 or more")
+        require(0 <= self.seed < 2**31, "run.seed", self.seed, "from 0 to 2147483647")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +70,11 @@ class EvaluationConfig:
     final: bool = True  # at the end, also a linear probe and the corruptions
 
     def __post_init__(self) -> None:
-        _require(0 <= self.every < math.inf, "evaluation.every", self.every, "a number of 0 or more")
-        _require(self.k > 0, "evaluation.k", self.k, "1 or more")
-        _require(self.temperature > 0, "evaluation.temperature", self.temperature, "above 0")
+        require(0 <= self.every < math.inf, "evaluation.every", self.every, "a number of 0 or more")
+        require(self.k > 0, "evaluation.k", self.k, "1 or more")
+        require(self.temperature > 0, "evaluation.temperature", self.temperature, "above 0")
         for name in ("bank", "queries"):
-            _require(getattr(self, name) > 1, f"evaluation.{name}", getattr(self, name), "2 or more")
+            require(getattr(self, name) > 1, f"evaluation.{name}", getattr(self, name), "2 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +85,8 @@ class CheckpointConfig:
     keep: int = 2  # the newest ones
 
     def __post_init__(self) -> None:
-        _require(self.every >= 0, "checkpoint.every", self.every, "0 (only at the end and at a stop) or more")
-        _require(self.keep > 0, "checkpoint.keep", self.keep, "1 or more")
+        require(self.every >= 0, "checkpoint.every", self.every, "0 (only at the end and at a stop) or more")
+        require(self.keep > 0, "checkpoint.keep", self.keep, "1 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +100,20 @@ class MethodSection:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
     """All of one pre-training run."""
+
+    # What may differ between a run and its continuation: it changes nothing that is learnt.
+    FREE: ClassVar[tuple[str, ...]] = (
+        "data.url",
+        "data.workers",
+        "data.cache",
+        "data.allow_changed",
+        "recipe",
+        "run.trackers",
+        "run.compile",
+        "run.log_every",
+        "checkpoint",
+        "evaluation",
+    )
 
     recipe: str = ""
     method: MethodSection
@@ -127,26 +131,11 @@ class PretrainConfig:
         """Plain nested values, as in config.yaml; the inverse of `resolve`."""
         values = asdict(self)
         values["method"] = {"name": self.method.name, **values["method"]["settings"]}
-        return _plain(values)
+        return plain(values)
 
     def to_yaml(self) -> str:
         """What is saved and printed."""
-        return "".join(f"{name}: {_in_flow(value)}\n" for name, value in self.to_dict().items())
-
-
-# What may differ between a run and its continuation: it changes nothing that is learnt.
-_FREE = (
-    "data.url",
-    "data.workers",
-    "data.cache",
-    "data.allow_changed",
-    "recipe",
-    "run.trackers",
-    "run.compile",
-    "run.log_every",
-    "checkpoint",
-    "evaluation",
-)
+        return as_yaml(self.to_dict())
 
 
 def resolve(values: Mapping[str, Any], where: str = "settings") -> PretrainConfig:
@@ -154,11 +143,11 @@ def resolve(values: Mapping[str, Any], where: str = "settings") -> PretrainConfi
     sections = dict(values)
     for ignored in ("about", "reference"):  # what a recipe says of itself
         sections.pop(ignored, None)
-    _check_keys(PretrainConfig, sections, where, "")
+    check_keys(PretrainConfig, sections, where, "")
     method = _method_section(sections.pop("method", None), where)
     if "encoder" not in sections:
         raise UsageError(f"{where}: no encoder; choose a recipe, or a timm model by --encoder")
-    built = {name: _section(name, value, where) for name, value in sections.items()}
+    built = {name: section(PretrainConfig, name, value, where) for name, value in sections.items()}
     return PretrainConfig(method=method, **built)
 
 
@@ -168,107 +157,5 @@ def _method_section(values: Any, where: str) -> MethodSection:
         raise UsageError(f"{where}: method.name is {got!r}; choose one of {', '.join(METHODS)}")
     settings = {name: value for name, value in values.items() if name != "name"}
     config = class_of(METHODS, values["name"]).Config
-    _check_keys(config, settings, where, "method.")
+    check_keys(config, settings, where, "method.")
     return MethodSection(name=values["name"], settings=build(config, settings, where, "method."))
-
-
-def _section(name: str, value: Any, where: str) -> Any:
-    hint = get_type_hints(PretrainConfig)[name]
-    if not is_dataclass(hint):
-        return _checked(hint, value, where, name)
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{where}: {name} is {value!r}; it is a section with keys {', '.join(_names(hint))}")
-    _check_keys(hint, value, where, f"{name}.")
-    return build(hint, value, where, f"{name}.")  # type: ignore[arg-type]  # a dataclass, as checked
-
-
-def build(cls: type[T], values: Mapping[str, Any], where: str, prefix: str = "") -> T:
-    """An instance of a dataclass from plain values, types checked; `UsageError` names the first that is wrong."""
-    checked: T = _checked(cls, dict(values), where, prefix.removesuffix("."))
-    return checked
-
-
-def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
-    try:
-        return TypeAdapter(hint).validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, (name, *first["loc"]))).lstrip(".")
-        if first["type"] == "missing":
-            raise UsageError(f"{where}: {key} is missing") from error
-        raise UsageError(f"{where}: {key} is {first['input']!r}: {first['msg'].lower()}") from error
-
-
-def _names(cls: Any) -> list[str]:
-    return [item.name for item in fields(cls)]
-
-
-def _check_keys(cls: Any, values: Mapping[str, Any], where: str, prefix: str) -> None:
-    known = _names(cls)
-    for name in values:
-        if name not in known:
-            raise UsageError(f"{where}: unknown key {prefix + str(name)!r}{_meant(prefix, str(name), known)}")
-
-
-def _meant(prefix: str, name: str, known: Iterable[str]) -> str:
-    near = nearest(name, known)
-    return f"; did you mean {prefix + near!r}?" if near else f"; known: {', '.join(sorted(known))}"
-
-
-def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings, later layers winning key by key."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for name, value in layer.items():
-            old = merged.get(name)
-            both = isinstance(old, Mapping) and isinstance(value, Mapping)
-            merged[name] = merge(old, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
-def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """`["optim.lr=1e-3"]` as nested settings; values are YAML."""
-    layers = []
-    for assignment in assignments:
-        path, separator, text = assignment.partition("=")
-        if not separator or not all(path.split(".")):
-            raise UsageError(f"--set {assignment!r}: give KEY=VALUE, such as optim.lr=1e-3")
-        try:
-            value = read_yaml(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {assignment!r}: {text!r} is not a YAML value") from error
-        for name in reversed(path.split(".")):
-            value = {name: value}
-        layers.append(value)
-    return merge(*layers)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Keys, old and new values of what differs and may not differ between a run and its continuation."""
-    found: list[tuple[str, Any, Any]] = []
-    for name in dict.fromkeys([*old, *new]):
-        path, before, after = prefix + name, old.get(name), new.get(name)
-        if path in _FREE or before == after:
-            continue
-        if isinstance(before, Mapping) and isinstance(after, Mapping) and path != "encoder.args":
-            found += differences(before, after, f"{path}.")
-        else:
-            found.append((path, before, after))
-    return found
-
-
-def _in_flow(value: Any) -> str:
-    """A section as YAML on as few lines as it needs."""
-    return (
-        yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=True, width=116)
-        .split("\n...")[0]
-        .rstrip()
-    )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value

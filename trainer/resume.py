@@ -9,12 +9,13 @@ from typing import Any
 import yaml
 
 from manifests.errors import DiffmixError, UsageError
-from trainer.config import PretrainConfig, differences
+from trainer.config import PretrainConfig
 from trainer.engine import checkpoint
 from trainer.engine.checkpoint import Checkpoint
 from trainer.engine.run_folder import CHECKPOINTS, CONFIG, RunFolder
 from trainer.nn.collectives import gather_objects
 from trainer.recipes import read_yaml
+from trainer.settings import differences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +108,7 @@ def check_same(run: Path, config: PretrainConfig) -> None:
         old = read_yaml((run / CONFIG).read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DiffmixError(f"cannot read {run / CONFIG}: {error}") from error
-    found = differences(old if isinstance(old, dict) else {}, config.to_dict())
+    found = differences(old if isinstance(old, dict) else {}, config.to_dict(), config.FREE)
     if found:
         listed = "; ".join(f"{name}: {before!r} there, {now!r} now" for name, before, now in found)
         raise UsageError(

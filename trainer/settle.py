@@ -12,10 +12,11 @@ import numpy as np
 from manifests.catalog import Catalog
 from manifests.errors import UsageError
 from trainer import recipes
-from trainer.config import DataConfig, PretrainConfig, merge, parse_assignments, resolve
+from trainer.config import DataConfig, PretrainConfig, resolve
 from trainer.data.mixing import Policy, make
 from trainer.data.rows import Rows
 from trainer.methods import METHODS
+from trainer.settings import merge, parse_assignments
 
 DEFAULT_METHOD = "simclr"
 _SMALLEST_BATCH = 2

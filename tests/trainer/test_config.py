@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from manifests.errors import UsageError
 from trainer import recipes
-from trainer.config import PretrainConfig, differences, merge, parse_assignments, resolve
+from trainer.config import PretrainConfig, resolve
+from trainer.settings import differences, merge, parse_assignments
 
 LEAST = {"method": {"name": "simclr"}, "encoder": {"name": "resnet18"}}
 
@@ -144,7 +145,7 @@ def test_what_is_saved_resolves_to_the_same(name):
     config = resolve({**recipes.load(name), "recipe": name})
     saved = yaml.safe_load(config.to_yaml())
     assert resolve(saved) == config
-    assert differences(saved, config.to_dict()) == []
+    assert differences(saved, config.to_dict(), PretrainConfig.FREE) == []
 
 
 leaves = st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.text("ab", max_size=2))
@@ -167,7 +168,9 @@ def test_merging_changes_no_layer():
 
 
 def changed(*assignments):
-    return [name for name, *_ in differences(resolved().to_dict(), resolved(*assignments).to_dict())]
+    return [
+        name for name, *_ in differences(resolved().to_dict(), resolved(*assignments).to_dict(), PretrainConfig.FREE)
+    ]
 
 
 def test_differences_are_named_and_free_ones_are_not():
@@ -179,5 +182,5 @@ def test_differences_are_named_and_free_ones_are_not():
     ]
     assert changed("encoder.args.depth=3") == ["encoder.args"]
     assert changed("data.url=x", "data.workers=3", "run.log_every=1", "checkpoint.keep=9", "evaluation.k=3") == []
-    assert differences({"run": {"seed": 1}}, {"run": {"seed": 2}}) == [("run.seed", 1, 2)]
+    assert differences({"run": {"seed": 1}}, {"run": {"seed": 2}}, ()) == [("run.seed", 1, 2)]
     assert changed("method.name=dino")[:1] == ["method.name"]

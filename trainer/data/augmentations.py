@@ -88,6 +88,14 @@ AUGMENTATIONS: dict[str, AugmentationSet] = {
         local=replace(_DIGITS, scale=(0.2, 0.5), blur=0.0),
         source="ours, for the embedded digits: mirrored or cut small they are other digits",
     ),
+    "finetune": AugmentationSet(
+        views=(Augmentation(scale=(0.08, 1.0), flip=0.5),),
+        source="the usual training crop of supervised ImageNet (arXiv 1409.4842, section 6) and flip, nothing else",
+    ),
+    "finetune-digits": AugmentationSet(
+        views=(Augmentation(scale=(0.7, 1.0)),),
+        source="ours, for digits and other signs: mirrored or cut small they are other ones",
+    ),
     "simclr": AugmentationSet(
         views=(_SIMCLR,),
         source="SimCLR (arXiv 2002.05709, appendix A): strength 1, blur on half of the views",

@@ -14,11 +14,13 @@ class Views:
     """The views of a batch, augmented and normalised, on the training device.
 
     `crops` is float [V, B, 3, S, S], view v of image i at `crops[v, i]`; `local_crops` is float [W, B, 3, s, s], or
-    None where the method asks for none. `flatten(0, 1)` of either is one batch without a copy.
+    None where the method asks for none. `flatten(0, 1)` of either is one batch without a copy. `labels` is int64 [B],
+    None unless the loader was asked for them.
     """
 
     crops: Tensor
     local_crops: Tensor | None = None
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from manifests.errors import UsageError
 from trainer.choices import class_of, unknown
 from trainer.data import hashing
+from trainer.data.image_set import ImageSet
 from trainer.data.rows import REAL, Rows
 
 POLICIES: dict[str, str] = {
@@ -79,9 +80,9 @@ class Policy(ABC):
 
     needs: tuple[Literal["real", "synthetic"], ...] = ()
 
-    def __init__(self, config: MixConfig, rows: Rows) -> None:
+    def __init__(self, config: MixConfig, rows: ImageSet) -> None:
         self.config = config
-        self.sets: tuple[Rows, ...] = (rows,)  # `Assignment.set` counts these
+        self.sets: tuple[ImageSet, ...] = (rows,)  # `Assignment.set` counts these
         self._check_needs()
         if config.variation != "random" and config.variation >= self.sets[-1].num_variations > 0:
             raise UsageError(
@@ -106,7 +107,7 @@ class Policy(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Of all rows that are drawn from, those of `mix.generated` too; see `Rows.fingerprint`."""
+        """Of all rows that are drawn from, those of `mix.generated` too; see `ImageSet.fingerprint`."""
         return "+".join(rows.fingerprint for rows in self.sets)
 
     def check_views(self, num_crops: int, num_local_crops: int) -> None:  # noqa: B027  # most take any number
@@ -233,7 +234,7 @@ class Union(Policy):
 class Inflate(Policy):
     """AdaInf (arXiv 2403.12448): the real images `replicas` times, then every generated image once."""
 
-    def __init__(self, config: MixConfig, rows: Rows) -> None:
+    def __init__(self, config: MixConfig, rows: ImageSet) -> None:
         self.needs = ("real",) if config.generated else ("real", "synthetic")
         super().__init__(config, rows)
         if config.generated:
@@ -271,7 +272,19 @@ def _one_image(rows: NDArray[np.int64], where: NDArray[np.int8], image: NDArray[
     return Assignment(rows, where, images, np.zeros(images.shape, np.bool_))
 
 
-def make(config: MixConfig, rows: Rows) -> Policy:
+def make(config: MixConfig, rows: ImageSet) -> Policy:
     """The policy named in `config` over `rows`; raises `UsageError` where the set lacks what it needs."""
     policy: Policy = class_of(POLICIES, config.policy)(config, rows)
     return policy
+
+
+def labels_of(policy: Policy) -> list[NDArray[np.int32]]:
+    """Labels, int32 [N], of each of the policy's sets; raises `UsageError` if one lacks them."""
+    labels = [rows.label for rows in policy.sets]
+    for rows, label in zip(policy.sets, labels, strict=True):
+        if label is None:
+            raise UsageError(
+                f"{rows.url} has images without a label, and this training needs one for each; of a pair set, "
+                "--filter 'label >= 0' takes the images that have one"
+            )
+    return [label for label in labels if label is not None]

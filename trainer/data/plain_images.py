@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainer.data.image_set import ImageSet
 from trainer.data.reader import Reader
-from trainer.data.rows import REAL, Rows
+from trainer.data.rows import REAL
 from trainer.data.threads import Crew, Task, default_workers
 from trainer.data.view_maker import cut_plain
 
@@ -27,7 +28,7 @@ class PlainImages:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: ImageSet,
         indices: NDArray[np.int64],
         *,
         size: int,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from manifests.catalog import Catalog
 from trainer.data import columns
 from trainer.data import filters as row_filters
+from trainer.data.image_set import ImageFiles
 
 REAL = -1  # the image number of the real image; variations are 0 to K - 1
 
@@ -96,6 +97,12 @@ class Rows:
         wanted = self.positions[np.asarray(indices, dtype=np.int64)]
         keys: list[str] = self.catalog.columns("key")["key"].take(wanted).to_pylist()
         return keys
+
+    def open_files(self) -> ImageFiles:
+        """The shards, opened for reading images."""
+        from trainer.data.pair_files import PairFiles
+
+        return PairFiles(self)
 
     def _once(self, name: str, read: Callable[[], Any]) -> Any:
         with self._lock:

@@ -62,11 +62,11 @@ def test_sets_that_do_not_fit_or_differ_in_size_are_not_kept(tmp_path):
 
 def test_few_files_may_be_open(tmp_path):
     reader = Reader(open_pairs(tmp_path / "set", 8, variations=2, shards=8), cache_bytes=0)
-    reader._most_files = 3
+    reader._files._files._most = 3
     assert_all_read(reader, range(8))
-    assert len(reader._files) == 3
+    assert len(reader._files._files._files) == 3
     reader.close()
-    assert not reader._files
+    assert not reader._files._files._files
 
 
 def test_any_file_system_can_be_read(tmp_path):
@@ -110,7 +110,7 @@ def test_damaged_bytes_name_the_image_and_what_to_do(tmp_path, cache_bytes):
 
 def test_an_image_of_another_size_than_the_manifest_says_is_named(tmp_path):
     other = tmp_path / "other"
-    data = Reader(open_pairs(other, 3, uneven=True), 0).bytes(2, REAL)
+    data = open_pairs(other, 3, uneven=True).open_files().bytes(2, REAL)
     reader = Reader(open_pairs(tmp_path / "set", 3, real_data=data))
     with pytest.raises(CorruptSetError, match=r"the real image of k1 .* size is \(14, 14\), not \(12, 12\)"):
         reader.image(1, REAL)

@@ -11,6 +11,7 @@ from torch import nn
 from trainer.choices import class_of
 from trainer.config import PretrainConfig
 from trainer.data.loader import Loader
+from trainer.data.mixing import Policy
 from trainer.data.order import Cursor
 from trainer.data.rows import Rows
 from trainer.engine.loop import Pace
@@ -50,12 +51,11 @@ def fit_to_device(
 
 
 def make_loader(
-    config: PretrainConfig, rows: Rows, method: Method, accelerator: Accelerator, cursor: tuple[int, int]
+    config: PretrainConfig, policy: Policy, method: Method, accelerator: Accelerator, cursor: tuple[int, int]
 ) -> Loader:
     """The stream of this process's batches from a cursor on."""
     return Loader(
-        rows,
-        config.mix,
+        policy,
         config.views,
         num_crops=method.num_crops,
         num_local_crops=method.num_local_crops,

@@ -17,8 +17,8 @@ from trainer.engine.launch import adopt_srun, together
 from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import RunFolder
 from trainer.engine.signals import stop_requested
+from trainer.methods.base import Method
 from trainer.nn import precision
-from trainer.nn.encoders import make_encoder
 from trainer.parts import make_method, total_steps
 from trainer.resume import Start, check_agreed, start_of
 from trainer.run import Outcome, Run
@@ -29,7 +29,8 @@ def pretrain(request: Request) -> Outcome:
     """Run, or go on with, what was asked. Raises `DiffmixError`s; `CollapsedError` after writing results.json."""
     adopt_srun(os.environ)
     settled = settle(request)
-    chosen = _precision(settled.config)
+    method = make_method(settled.config)  # refuses encoders and settings that cannot be before anything is made
+    chosen = _precision(settled.config, method)
     processes = PartialState(cpu=not torch.cuda.is_available())
     run, main = settled.config.run, processes.is_main_process
     micro_batch_size(run.batch_size, processes.num_processes, run.accumulation)  # refuses before anything is made
@@ -44,7 +45,7 @@ def pretrain(request: Request) -> Outcome:
         if start.finished is not None:
             return Outcome(state="already finished", folder=folder.path, results=start.finished, is_main=main)
         stop = stack.enter_context(stop_requested())
-        return Run(settled, accelerator, chosen, folder, line, start).carry_out(stop)
+        return Run(settled, method, accelerator, chosen, folder, line, start).carry_out(stop)
 
 
 def _start(folder: RunFolder, settled: Settled, resume: str, stack: contextlib.ExitStack | None) -> Start:
@@ -73,11 +74,9 @@ def describe(request: Request) -> dict[str, Any]:
     }
 
 
-def _precision(config: PretrainConfig) -> precision.Precision:
+def _precision(config: PretrainConfig, method: Method) -> precision.Precision:
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    kind: precision.EncoderKind = (
-        "vit" if hasattr(make_encoder(config.encoder, config.views.size), "patch_embed") else "convnet"
-    )
+    kind: precision.EncoderKind = "vit" if hasattr(method.encoder, "patch_embed") else "convnet"
     return precision.choose(device, kind, config.run.precision)
 
 

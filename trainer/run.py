@@ -19,7 +19,7 @@ from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import CONFIG, ENVIRONMENT, RESULTS, Metrics, RunFolder, environment
 from trainer.engine.signals import StopRequest
 from trainer.export import save_encoder
-from trainer.methods.base import Progress
+from trainer.methods.base import Method, Progress
 from trainer.nn.init import initialise
 from trainer.nn.precision import Precision
 from trainer.resume import Start
@@ -74,6 +74,7 @@ class Run:
     def __init__(
         self,
         settled: Settled,
+        method: Method,
         accelerator: Accelerator,
         chosen: Precision,
         folder: RunFolder,
@@ -82,13 +83,12 @@ class Run:
     ) -> None:
         config, rows = settled.config, settled.rows
         self.config, self.accelerator, self.folder, self.line, self.start = config, accelerator, folder, line, start
-        method = parts.make_method(config)
         if config.init is not None and start.saved is None:
             line.say(initialise(method.trained_encoder, config.init))
             method.initialised()
         self.method = parts.fit_to_device(method, config, chosen, accelerator)
         cursor = start.saved.cursor if start.saved else (0, 0)
-        self.loader = parts.make_loader(config, rows, self.method, accelerator, cursor)
+        self.loader = parts.make_loader(config, settled.policy, self.method, accelerator, cursor)
         self.schedule = parts.make_schedule(config, self.loader.steps_per_epoch)
         self.held_out = parts.make_held_out(config, rows, accelerator.device)
         self._say_what_was_adapted()

@@ -21,7 +21,7 @@ from trainer.bench import photos
 from trainer.bench.figures import Figure, Say, Settings
 from trainer.data.batch import Views
 from trainer.data.loader import Loader
-from trainer.data.mixing import MixConfig
+from trainer.data.mixing import MixConfig, make
 from trainer.data.rows import Rows
 from trainer.data.view_plan import ViewConfig
 from trainer.methods.base import Method, Progress
@@ -186,9 +186,9 @@ def _settle(device: torch.device) -> None:
 
 def _loader(case: Case, folder: str, device: torch.device, images: Path | None) -> Loader:
     found = photos.photographs(case.rows) if images is None else photos.read_tar(images, case.rows)
+    rows = Rows.open(photos.write_pairs(Path(folder) / "pairs", found, case.rows, 1))
     return Loader(
-        Rows.open(photos.write_pairs(Path(folder) / "pairs", found, case.rows, 1)),
-        MixConfig(),
+        make(MixConfig(), rows),
         case.views,
         num_crops=2,
         num_local_crops=case.local_crops,

@@ -29,7 +29,7 @@ from manifests.storage import open_storage
 from trainer.bench import photos
 from trainer.bench.figures import Figure, Goal, Say, Settings
 from trainer.data.loader import Loader
-from trainer.data.mixing import MixConfig
+from trainer.data.mixing import MixConfig, make
 from trainer.data.order import Cursor
 from trainer.data.rows import Rows
 from trainer.data.view_plan import ViewConfig
@@ -89,8 +89,7 @@ def first_batch(folder: str, samples: int) -> dict[str, float]:
     started, worked = time.perf_counter(), time.process_time()
     rows = Rows.open(folder)
     with Loader(
-        rows,
-        MixConfig(),
+        make(MixConfig(), rows),
         ViewConfig(),
         num_crops=2,
         num_local_crops=0,

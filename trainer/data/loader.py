@@ -15,16 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.data import mixing, order
+from trainer.data import order
 from trainer.data.augment import augment
 from trainer.data.augment_cpu import augment_cpu
 from trainer.data.batch import Batch, Views
 from trainer.data.colours import Colours
-from trainer.data.mixing import MixConfig
+from trainer.data.mixing import Policy, labels_of
 from trainer.data.order import Cursor
 from trainer.data.orders import Orders
 from trainer.data.reader import CACHE_BYTES, Reader
-from trainer.data.rows import Rows
 from trainer.data.threads import Crew, Task, default_workers
 from trainer.data.view_maker import ViewMaker
 from trainer.data.view_plan import ViewConfig, ViewPlan
@@ -47,12 +46,11 @@ class _Pending:
 class Loader(Iterator[Batch]):
     """Micro-batches of one rank, in order: those of a step, the next step, the next epoch, without end.
 
-    What is drawn depends on `rows`, `mix`, `views` and `seed` alone; any number of ranks, threads or accumulation
+    What is drawn depends on `policy`, `views` and `seed` alone; any number of ranks, threads or accumulation
     steps sees the same global batches, bit for bit on one device.
 
     Args:
-        rows: the usable rows.
-        mix: which image feeds which view.
+        policy: which image of which row feeds which view, see `mixing.make`.
         views: augmentation and sizes.
         num_crops: global views of an image, V.
         num_local_crops: local views of an image, W.
@@ -67,16 +65,16 @@ class Loader(Iterator[Batch]):
         dtype: of the views.
         prefetch: micro-batches made ahead.
         cache_bytes: sets of equally large images that fit are kept decoded, see `Reader`.
+        with_labels: whether views come with the labels of their images.
 
     Raises:
-        UsageError: the set lacks images that the policy needs, or the batch fits neither set nor processes.
+        UsageError: the policy cannot feed so many views or has no labels, or the batch fits neither set nor processes.
         DiffmixError: from `next`, an image cannot be read.
     """
 
     def __init__(
         self,
-        rows: Rows,
-        mix: MixConfig,
+        policy: Policy,
         views: ViewConfig,
         *,
         num_crops: int,
@@ -92,8 +90,9 @@ class Loader(Iterator[Batch]):
         dtype: torch.dtype = torch.float32,
         prefetch: int = 2,
         cache_bytes: int = CACHE_BYTES,
+        with_labels: bool = False,
     ) -> None:
-        self.policy = mixing.make(mix, rows)
+        self.policy = policy
         self.policy.check_views(num_crops, num_local_crops)
         self.num_items = self.policy.num_items
         self.steps_per_epoch = order.batches(self.num_items, batch_size)
@@ -103,6 +102,7 @@ class Loader(Iterator[Batch]):
         self._micro = 0
         self._orders = Orders(seed, self.num_items)
         self._orders.prepare(self._epoch)  # while the columns are read
+        self._labels = labels_of(self.policy) if with_labels else None
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size, self._accumulation = rank, world_size, accumulation
         self._config, self._dtype, self._prefetch = views, dtype, prefetch
@@ -118,7 +118,7 @@ class Loader(Iterator[Batch]):
 
     @property
     def fingerprint(self) -> str:
-        """Of all rows that are drawn from, see `Rows.fingerprint`."""
+        """Of all rows that are drawn from, see `ImageSet.fingerprint`."""
         return self.policy.fingerprint
 
     def keys(self, items: NDArray[np.int64]) -> list[str]:
@@ -141,7 +141,8 @@ class Loader(Iterator[Batch]):
             pending.task.wait()
         finally:
             self.wait_seconds += time.perf_counter() - started
-        views = Views(**dict(zip(("crops", "local_crops"), self._finished(pending), strict=False)))
+        tensors = dict(zip(("crops", "local_crops"), self._finished(pending), strict=False))
+        views = Views(**tensors, labels=self._labels_of(pending.items))
         return Batch(views=views, items=pending.items, epoch=pending.epoch, step=pending.step)
 
     def close(self) -> None:
@@ -159,6 +160,15 @@ class Loader(Iterator[Batch]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _labels_of(self, items: NDArray[np.int64]) -> Tensor | None:
+        if self._labels is None:
+            return None
+        rows, where = self.policy.locate(items)
+        labels = np.empty(len(items), np.int64)
+        for number, of_set in enumerate(self._labels):
+            labels[where == number] = of_set[rows[where == number]]
+        return torch.from_numpy(labels).to(self._device, non_blocking=True)
 
     def _part_size(self, workers: int) -> int:
         """Items that a thread makes at a time: all of a micro-batch's threads have some, none has too many at once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.data.loader import Loader
-from trainer.data.mixing import MixConfig
+from trainer.data.mixing import MixConfig, make
 from trainer.data.rows import Rows
 from trainer.data.view_plan import ViewConfig
 
@@ -15,4 +15,4 @@ BATCH = 12
 def open_loader(rows: Rows, **settings: Any) -> Loader:
     views = ViewConfig(augment="dino", size=12, local_size=6)
     defaults: dict[str, Any] = {"num_crops": 2, "num_local_crops": 2, "batch_size": BATCH, "seed": 3, "device": "cpu"}
-    return Loader(rows, MixConfig(probability=0.5), views, **defaults | {"workers": 1} | settings)
+    return Loader(make(MixConfig(probability=0.5), rows), views, **defaults | {"workers": 1} | settings)

@@ -20,7 +20,7 @@ from manifests.layout import tar_name
 from tests.trainer.data.builders import open_pairs, picture, write_pairs
 from trainer.data import augmentations
 from trainer.data.loader import Loader
-from trainer.data.mixing import POLICIES, MixConfig
+from trainer.data.mixing import POLICIES, MixConfig, make
 from trainer.data.order import Cursor
 from trainer.data.plain_images import PlainImages
 from trainer.data.rows import REAL
@@ -44,7 +44,7 @@ def uneven(tmp_path_factory):
 
 def loader(rows, *, mix=None, views=VIEWS, local=3, **settings):
     defaults = {"num_crops": 2, "num_local_crops": local, "batch_size": 4, "seed": 5, "device": "cpu", "workers": 1}
-    return Loader(rows, mix or MixConfig(), views, **defaults | settings)
+    return Loader(make(mix or MixConfig(), rows), views, **defaults | settings)
 
 
 def stream(rows, count, **settings):
@@ -238,10 +238,10 @@ def test_waiting_is_counted(rows):
 _SCRIPT = """
 import sys
 from trainer.data.loader import Loader
-from trainer.data.mixing import MixConfig
+from trainer.data.mixing import MixConfig, make
 from trainer.data.rows import Rows
 from trainer.data.view_plan import ViewConfig
-batches = Loader(Rows.open(sys.argv[1]), MixConfig(), ViewConfig(size=16), num_crops=2, num_local_crops=0,
+batches = Loader(make(MixConfig(), Rows.open(sys.argv[1])), ViewConfig(size=16), num_crops=2, num_local_crops=0,
                  batch_size=4, seed=0, device="cpu", workers=2)
 try:
     for batch in batches:

@@ -39,13 +39,9 @@ class Settled:
     """The settings, the rows they choose, and what the user should know of how they came about."""
 
     config: PretrainConfig
+    rows: Rows
     policy: Policy
     notes: tuple[str, ...]
-
-    @property
-    def rows(self) -> Rows:
-        """The chosen rows of the pair set."""
-        return self.policy.sets[0]
 
 
 def settle(request: Request) -> Settled:
@@ -59,7 +55,7 @@ def settle(request: Request) -> Settled:
     rows = Rows.open(config.data.url, config.data.filter)
     policy = make(config.mix, rows)
     config, more = _fit_batch(config, policy.num_items, given="batch_size" in (asked.get("run") or {}))
-    return Settled(config=config, policy=policy, notes=(*notes, *more))
+    return Settled(config=config, rows=rows, policy=policy, notes=(*notes, *more))
 
 
 def _asked(request: Request) -> dict[str, Any]:

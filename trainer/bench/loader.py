@@ -160,8 +160,7 @@ def host_loader(work: Workload, url: str) -> Loader:
 
 def _loader(kind: type[Loader], work: Workload, url: str, device: str) -> Loader:
     return kind(
-        Rows.open(url),
-        MixConfig(policy=work.policy),
+        mixing.make(MixConfig(policy=work.policy), Rows.open(url)),
         work.views,
         num_crops=2,
         num_local_crops=work.num_local_crops,

@@ -1,0 +1,1 @@
+"""Labelled images of any kind of location, as image sets: what tasks are made of."""

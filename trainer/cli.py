@@ -14,10 +14,9 @@ import click
 from manifests.errors import DiffmixError
 from trainer.bench import SECTIONS
 from trainer.engine.signals import RESUMABLE
-from trainer.options import nested, pretrain_options
+from trainer.options import FINETUNE, PRETRAIN, finetune_options, nested, pretrain_options
 
 _LATER = {
-    "finetune": "continual fine-tuning, measuring what was gained and what was forgotten",
     "compare": "several methods or policies with equal budget in one table",
     "evaluate": "kNN, linear probe, shifts, corruptions, transfer",
     "report": "one page comparing runs",
@@ -62,7 +61,7 @@ def pretrain(dry_run: bool, as_json: bool, **values: Any) -> int:
     request = Request(
         method=values["method"],
         recipe=values["recipe"],
-        flags=nested(values),
+        flags=nested(values, PRETRAIN),
         assignments=values["assignments"],
         out=values["out"],
         resume=values["resume"],
@@ -75,6 +74,44 @@ def pretrain(dry_run: bool, as_json: bool, **values: Any) -> int:
     if outcome.is_main:
         _print({"state": outcome.state, "folder": str(outcome.folder), **outcome.results}, as_json, outcome.text())
     return RESUMABLE if outcome.state == "stopped" else 0
+
+
+@cli.command()
+@finetune_options
+@click.option("--dry-run", is_flag=True, help="Print the settings, parts and runs, and stop.")
+@_json_option
+def finetune(dry_run: bool, as_json: bool, **values: Any) -> int:
+    """Fine-tune an encoder on new tasks with several tuners, and measure what is gained and what is forgotten.
+
+    Every tuner starts from the same encoder. At the end one table, one picture, results.json, and for each tuner its
+    adapter and heads. Run it again with the same --out to go on after a stop.
+
+    \b
+    trainer finetune                                     # the newest run, full, linear, LoRA and block expansion
+    trainer finetune --init runs/dino --task photos/ --peft block-expansion:3 --peft lora:8 --seeds 3
+    trainer finetune --init timm:vit_base_patch16_224.dino --task torchvision:CIFAR100@data --source IMAGENET
+    """
+    from trainer.engine.loop import CollapsedError
+    from trainer.finetune.command import describe
+    from trainer.finetune.command import finetune as run
+    from trainer.finetune.settle import Request
+
+    request = Request(
+        recipe=values["recipe"],
+        flags=nested(values, FINETUNE),
+        assignments=values["assignments"],
+        out=values["out"],
+    )
+    if dry_run:
+        facts = describe(request)
+        _print(facts, as_json, facts.pop("text"))
+        return 0
+    outcome = run(request)
+    if outcome.is_main:
+        _print({"state": outcome.state, "folder": outcome.folder, **outcome.results}, as_json, outcome.text())
+    if outcome.state == "stopped":
+        return RESUMABLE
+    return CollapsedError.exit_code if outcome.state == "diverged" else 0
 
 
 @cli.command()
@@ -145,7 +182,9 @@ def _add(name: str, summary: str) -> None:
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     def command() -> None:
-        raise click.ClickException(f"`trainer {name}` is not built yet; this version of diffmix pre-trains")
+        raise click.ClickException(
+            f"`trainer {name}` is not built yet; this version of diffmix pre-trains and fine-tunes"
+        )
 
 
 for _name, _summary in _LATER.items():

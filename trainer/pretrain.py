@@ -8,12 +8,11 @@ import time
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate import PartialState
 
 from trainer.config import PretrainConfig
 from trainer.data.order import batches, micro_batch_size
-from trainer.engine.launch import adopt_srun, together
+from trainer.engine.launch import adopt_srun, make_accelerator, shared_text, together
 from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import RunFolder
 from trainer.engine.signals import stop_requested
@@ -34,8 +33,8 @@ def pretrain(request: Request) -> Outcome:
     processes = PartialState(cpu=not torch.cuda.is_available())
     run, main = settled.config.run, processes.is_main_process
     micro_batch_size(run.batch_size, processes.num_processes, run.accumulation)  # refuses before anything is made
-    folder = RunFolder(_shared(request.out or _default_out(settled.config)))
-    accelerator = _accelerator(settled.config, chosen, folder)
+    folder = RunFolder(shared_text(request.out or _default_out(settled.config)))
+    accelerator = make_accelerator(chosen, run.trackers, folder.path)
     line = ProgressLine(speaks=main)
     with contextlib.ExitStack() as stack:
         start = together(lambda: _start(folder, settled, request.resume, stack if main else None))
@@ -80,23 +79,5 @@ def _precision(config: PretrainConfig, method: Method) -> precision.Precision:
     return precision.choose(device, kind, config.run.precision)
 
 
-def _accelerator(config: PretrainConfig, chosen: precision.Precision, folder: RunFolder) -> Accelerator:
-    mixed = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[chosen.dtype]
-    return Accelerator(
-        mixed_precision=mixed,
-        cpu=not torch.cuda.is_available(),
-        log_with=["tensorboard", *config.run.trackers],
-        project_dir=folder.path,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
-
-
 def _default_out(config: PretrainConfig) -> str:
     return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.method.name}"
-
-
-def _shared(text: str) -> str:
-    """The main process's text, on all."""
-    found = [text]
-    broadcast_object_list(found)
-    return found[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import yaml
 
@@ -16,6 +16,15 @@ from trainer.engine.run_folder import CHECKPOINTS, CONFIG, RunFolder
 from trainer.nn.collectives import gather_objects
 from trainer.recipes import read_yaml
 from trainer.settings import differences
+
+
+class Settings(Protocol):
+    """What config.yaml holds of any command."""
+
+    FREE: ClassVar[tuple[str, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +111,8 @@ def run_of(path: Path) -> Path | None:
     return None
 
 
-def check_same(run: Path, config: PretrainConfig) -> None:
-    """Refuse settings that differ from those of the run."""
+def check_same(run: Path, config: Settings, advice: str = "") -> None:
+    """Refuse settings that differ from those of the run; `advice` says what to do with other ones."""
     try:
         old = read_yaml((run / CONFIG).read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -113,7 +122,7 @@ def check_same(run: Path, config: PretrainConfig) -> None:
         listed = "; ".join(f"{name}: {before!r} there, {now!r} now" for name, before, now in found)
         raise UsageError(
             f"{run} holds a run of other settings ({listed}). Use the same to go on, "
-            f"another --out for a new run, and there --init {run} to begin with its weights."
+            f"{advice or f'another --out for a new run, and there --init {run} to begin with its weights'}."
         )
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
+from pathlib import Path
 from typing import TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
 
 from manifests.errors import DiffmixError
 from trainer.nn.collectives import gather_objects
+from trainer.nn.precision import Precision
 
 T = TypeVar("T")
 
@@ -34,6 +40,17 @@ def adopt_srun(environment: MutableMapping[str, str]) -> bool:
     return True
 
 
+def make_accelerator(precision: Precision, trackers: Sequence[str], folder: Path) -> Accelerator:
+    """Accelerate for one run, whose TensorBoard events, and those of other `trackers`, lie in `folder`."""
+    return Accelerator(
+        mixed_precision={torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[precision.dtype],
+        cpu=not torch.cuda.is_available(),
+        log_with=["tensorboard", *trackers],
+        project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+
+
 def together(act: Callable[[], T]) -> T:
     """What `act` returns on this rank, once it has on all; a rank's `DiffmixError` is raised on all.
 
@@ -49,6 +66,13 @@ def together(act: Callable[[], T]) -> T:
         if failed is not None:
             raise failed
     return result[0]
+
+
+def shared_text(text: str) -> str:
+    """The main process's text, on all."""
+    found = [text]
+    broadcast_object_list(found)
+    return found[0]
 
 
 def first_host(nodes: str) -> str:

@@ -46,7 +46,7 @@ class Pace:
     log: int
     checkpoint: int
     keep: int  # newest checkpoints
-    probe: int
+    probe: int | frozenset[int]  # a set: after these very steps
 
 
 @dataclass(kw_only=True)
@@ -119,7 +119,9 @@ class Loop:
             self._evaluate(items)
         return stopping
 
-    def _is_due(self, every: int) -> bool:
+    def _is_due(self, every: int | frozenset[int]) -> bool:
+        if isinstance(every, frozenset):
+            return self.step == self.total_steps or self.step in every
         return self.step == self.total_steps or (every > 0 and self.step % every == 0)
 
     def _heed(self, verdicts: Sequence[Verdict]) -> bool:

@@ -28,6 +28,7 @@ class OptimConfig:
     bias_lr: float | None = None  # of biases and normalisation; None: lr
     reference_batch: int | None = 256  # None: rates are as they stand
     warmup_epochs: float = 10  # linear from 0
+    warmup_steps: int | None = None  # wins over warmup_epochs
     weight_decay: float = 0.0  # biases and normalisation have none
     final_weight_decay: float | None = None  # cosine from weight_decay; None: constant
     momentum: float = 0.9  # of sgd and lars
@@ -41,7 +42,7 @@ class OptimConfig:
         for name in ("lr", "final_lr", "weight_decay", "warmup_epochs"):
             value = getattr(self, name)
             self._require(math.isfinite(value) and value >= 0, name, "a number of 0 or more")
-        for name in ("bias_lr", "final_weight_decay"):
+        for name in ("bias_lr", "final_weight_decay", "warmup_steps"):
             value = getattr(self, name)
             self._require(
                 value is None or (math.isfinite(value) and value >= 0), name, "a number of 0 or more, or null"
@@ -105,6 +106,8 @@ class Schedule:
     @property
     def asked_warmup_steps(self) -> int:
         """Steps of warm-up as configured."""
+        if self.config.warmup_steps is not None:
+            return self.config.warmup_steps
         return round(self.config.warmup_epochs * self.steps_per_epoch)
 
     def lr(self, step: int, *, bias: bool = False) -> float:

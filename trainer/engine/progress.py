@@ -20,6 +20,7 @@ class ProgressLine:
         self._speaks = speaks
         self._shown = 0.0
         self._dirty = False
+        self.about = ""  # of several runs in a row the one that the lines are about
 
     def show(self, text: str, *, force: bool = False) -> None:
         """The state now; too frequent calls show nothing."""
@@ -27,12 +28,13 @@ class ProgressLine:
         if not force and now - self._shown < (_TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS):
             return
         self._shown = now
+        text = self._named(text)
         self._write(f"\r\x1b[K{text}" if self._terminal else f"{text}\n")
         self._dirty = self._terminal
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._write(("\n" if self._dirty else "") + text + "\n")
+        self._write(("\n" if self._dirty else "") + self._named(text) + "\n")
         self._dirty = False
 
     def close(self) -> None:
@@ -40,6 +42,9 @@ class ProgressLine:
         if self._dirty:
             self._write("\n")
             self._dirty = False
+
+    def _named(self, text: str) -> str:
+        return f"{self.about}: {text}" if self.about else text
 
     def _write(self, text: str) -> None:
         if self._speaks:

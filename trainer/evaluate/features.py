@@ -28,21 +28,25 @@ def extract(
     its modules is in the mode it was in. With `expected`, any other number of images is a `DiffmixError`: nothing was
     padded, dropped or seen twice.
     """
-    scale = 1 / (255 * torch.tensor(std, dtype=torch.float32, device=device)).view(1, 3, 1, 1)
-    shift = -(torch.tensor(mean, dtype=torch.float32) / torch.tensor(std)).to(device).view(1, 3, 1, 1)
     kind = torch.device(device).type
     parts: list[Tensor] = []
     with _evaluating(encoder), torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
         for batch in batches:
-            _check_batch(batch)
-            pixels = batch.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-            parts.append(encoder(pixels * scale + shift).float().cpu())
+            parts.append(encoder(normalised(batch, mean=mean, std=std, device=device)).float().cpu())
     if not parts:
         raise DiffmixError("there is no image to take features of")
     features = torch.cat(parts)
     if expected is not None and len(features) != expected:
         raise DiffmixError(f"features of {len(features)} images were taken, and the set has {expected}")
     return features
+
+
+def normalised(batch: Tensor, *, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> Tensor:
+    """Float32 [B, 3, S, S] on `device` of bytes [B, S, S, 3]; `mean` and `std` are of values in 0..1."""
+    _check_batch(batch)
+    scale = 1 / (255 * torch.tensor(std, dtype=torch.float32, device=device)).view(1, 3, 1, 1)
+    shift = -(torch.tensor(mean, dtype=torch.float32) / torch.tensor(std)).to(device).view(1, 3, 1, 1)
+    return batch.to(device, non_blocking=True).permute(0, 3, 1, 2).float() * scale + shift
 
 
 @contextmanager

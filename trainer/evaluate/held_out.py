@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,21 +14,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainer.data.plain_images import PlainImages
-from trainer.data.rows import Rows
+from trainer.data.image_set import ImageSet
 from trainer.data.view_plan import ViewConfig
-from trainer.evaluate.corruptions import CORRUPTIONS, corrupt
+from trainer.evaluate.corruptions import CORRUPTIONS
 from trainer.evaluate.features import extract
+from trainer.evaluate.gather import Features, gather_features
 from trainer.evaluate.knn import knn_accuracy
 from trainer.evaluate.linear import linear_accuracy
 from trainer.evaluate.rank import effective_rank
-from trainer.nn.collectives import gather_objects, rank, world_size
 from trainer.nn.statistics import feature_std
 
 _QUERY_SHARE = 0.1
 _PIXELS = 32  # side to which images are reduced where their pixels are the features
-
-Features = Callable[[Tensor], Tensor]  # uint8 [B, S, S, 3] to float32 [B, D]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +38,7 @@ class Split:
     query_labels: Tensor
 
 
-def split(rows: Rows, *, bank: int, queries: int) -> Split | None:
+def split(rows: ImageSet, *, bank: int, queries: int) -> Split | None:
     """At most so many of the labelled real images; None where there are no labels or no real images.
 
     Rows lie in hash order in a set, so that the first ones are a fair sample.
@@ -69,7 +65,7 @@ def is_query(key: str) -> bool:
 class HeldOut:
     """Evaluates encoders on a split; every rank must call, each computes a share of the features."""
 
-    rows: Rows
+    rows: ImageSet
     split: Split
     views: ViewConfig
     device: torch.device
@@ -116,22 +112,9 @@ class HeldOut:
         return features
 
     def _gather(self, features: Features, indices: NDArray[np.int64], corruption: str | None = None) -> Tensor:
-        """Features of the images on all ranks, in the order of `indices`, float32 [N, D] on the device.
-
-        Raises FloatingPointError, on all ranks, if they are not finite.
-        """
-        block = -(-len(indices) // world_size())
-        mine = indices[rank() * block : (rank() + 1) * block]
-        found, done = [], 0
-        for images, _ in PlainImages(self.rows, mine, size=self.views.size):
-            numbers = mine[done : done + len(images)]
-            found.append(features(images if corruption is None else corrupt(images, corruption, numbers)))
-            done += len(images)
-        parts = gather_objects(torch.cat(found) if found else None)
-        whole = torch.cat([part for part in parts if part is not None]).to(self.device)
-        if not whole.isfinite().all():
-            raise FloatingPointError("the encoder's features are not finite")
-        return whole
+        return gather_features(
+            features, self.rows, indices, size=self.views.size, device=self.device, corruption=corruption
+        )
 
 
 def pixels(images: Tensor) -> Tensor:

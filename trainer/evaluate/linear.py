@@ -19,6 +19,30 @@ L2_GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinearProbe:
+    """A fitted classifier of features as they are. `l2` is what the validation part chose; accuracies lie in 0..1."""
+
+    classes: Tensor  # [C], labels in the order of the columns of `weight`
+    weight: Tensor  # float64 [D + 1, C], bias last
+    validation_accuracy: float
+    l2: float
+    train_accuracy: float
+
+    def accuracy(self, features: Tensor, labels: Tensor) -> float:
+        """Share of features [M, D] whose label [M] is predicted; labels unknown in training count as wrong.
+
+        Raises `ValueError` for sizes that do not match and for features that are not finite.
+        """
+        if features.ndim != 2 or features.shape[1] + 1 != len(self.weight):
+            raise ValueError(f"features {tuple(features.shape)} differ from the probe's [M, {len(self.weight) - 1}]")
+        if len(features) != len(labels) or not len(features):
+            raise ValueError(f"{len(features)} test features came with {len(labels)} labels; equal, at least one")
+        _check_finite(features)
+        predicted = self.classes[predict(self.weight, features.to(self.weight))]
+        return (predicted == labels.to(predicted.device)).double().mean().item()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LinearResult:
     """Accuracies are shares in 0..1; `l2` is what the validation part chose."""
 
@@ -39,27 +63,47 @@ def linear_accuracy(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> LinearResult:
-    """Accuracy on `test` [M, D] of a linear classifier trained on `train` [N, D] with labels [N], any integers.
+    """Accuracy on `test` [M, D] of the probe that `fit_probe` fits to `train` [N, D]; labels are any integers."""
+    probe = fit_probe(train, train_labels, l2_grid=l2_grid, validation=validation, seed=seed, dtype=dtype)
+    return LinearResult(
+        accuracy=probe.accuracy(test, test_labels),
+        validation_accuracy=probe.validation_accuracy,
+        l2=probe.l2,
+        train_accuracy=probe.train_accuracy,
+    )
+
+
+def fit_probe(
+    train: Tensor,
+    train_labels: Tensor,
+    *,
+    l2_grid: Sequence[float] = L2_GRID,
+    validation: float = 0.2,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> LinearProbe:
+    """A linear classifier of features `train` [N, D] with labels [N], any integers.
 
     Features are standardised by the training part's statistics. Each l2 of the grid is fitted, in `dtype`, on
     1 - `validation` of the training part, drawn by `seed` with equal shares of each class, and scored on the rest;
-    the best (of equals the strongest) is fitted again on all of it. Test labels unknown in training count as wrong.
-    Raises `ValueError` for sizes that do not match and for a training part of fewer than two classes.
+    the best (of equals the strongest) is fitted again on all of it. Raises `ValueError` for sizes that do not match
+    and for a training part of fewer than two classes.
     """
-    classes, targets = _check(train, train_labels, test, test_labels)
-    train, test = _standardised(train.double(), test.to(train.device).double())
-    axes = _principal_axes(train)
-    train, test = (train @ axes).to(dtype), (test @ axes).to(dtype)
+    classes, targets = _check(train, train_labels)
+    mean, std = _statistics(train.double())
+    standardised = (train.double() - mean) / std
+    axes = _principal_axes(standardised)
+    turned = (standardised @ axes).to(dtype)
     fitting, held_out = _split(targets, validation, seed)
-    scores = _scores(train[fitting], targets[fitting], train[held_out], targets[held_out], len(classes), l2_grid)
+    scores = _scores(turned[fitting], targets[fitting], turned[held_out], targets[held_out], len(classes), l2_grid)
     best = max(scores, key=lambda l2: (scores[l2], l2))
-    weight = fit(train, targets, len(classes), best)
-    wanted = test_labels.to(classes.device)
-    return LinearResult(
-        accuracy=(classes[predict(weight, test)] == wanted).double().mean().item(),
+    weight = fit(turned, targets, len(classes), best)
+    return LinearProbe(
+        classes=classes,
+        weight=_on_raw_features(weight.double(), axes, mean, std),
         validation_accuracy=scores[best],
         l2=best,
-        train_accuracy=(predict(weight, train) == targets).double().mean().item(),
+        train_accuracy=(predict(weight, turned) == targets).double().mean().item(),
     )
 
 
@@ -137,10 +181,15 @@ def _principal_axes(features: Tensor) -> Tensor:
     return axes if axes.shape[1] else torch.eye(features.shape[1], 1).to(features)  # no feature varies
 
 
-def _standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(train: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = train.mean(dim=0), train.std(dim=0, correction=0)
-    std = torch.where(std > 0, std, 1)  # a constant says nothing, and must not become NaN
-    return (train - mean) / std, (test - mean) / std
+    return mean, torch.where(std > 0, std, 1)  # a constant says nothing, and must not become NaN
+
+
+def _on_raw_features(weight: Tensor, axes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """The weights [D + 1, C] that give features what `weight` gives them once standardised and turned to `axes`."""
+    slopes = axes @ weight[:-1] / std[:, None]
+    return torch.cat([slopes, weight[-1:] - mean[None] @ slopes])
 
 
 def _split(targets: Tensor, validation: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -154,15 +203,17 @@ def _split(targets: Tensor, validation: float, seed: int) -> tuple[Tensor, Tenso
     return order[~held], order[held]
 
 
-def _check(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> tuple[Tensor, Tensor]:
+def _check(train: Tensor, train_labels: Tensor) -> tuple[Tensor, Tensor]:
     """The classes in training and each training label's position among them."""
-    if train.ndim != 2 or test.shape[1:] != train.shape[1:] or len(train) != len(train_labels):
-        raise ValueError(f"train {tuple(train.shape)}, {tuple(train_labels.shape)} and test {tuple(test.shape)} differ")
-    if len(test) != len(test_labels) or not len(test):
-        raise ValueError(f"{len(test)} test features came with {len(test_labels)} labels; equal, at least one")
-    if not (train.isfinite().all() and test.isfinite().all()):
-        raise ValueError("features are not finite: the encoder has diverged")
+    if train.ndim != 2 or len(train) != len(train_labels):
+        raise ValueError(f"train {tuple(train.shape)} and its labels {tuple(train_labels.shape)} differ")
+    _check_finite(train)
     classes, targets = train_labels.to(train.device).unique(return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"a linear probe needs at least two classes; the training part has {len(classes)}")
     return classes, targets
+
+
+def _check_finite(features: Tensor) -> None:
+    if not features.isfinite().all():
+        raise ValueError("features are not finite: the encoder has diverged")

@@ -1,0 +1,191 @@
+"""`trainer finetune`: every tuner at its learning rates with every seed, then one table, one picture, results.json."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from trainer.data.order import micro_batch_size
+from trainer.engine.launch import adopt_srun, shared_text, together
+from trainer.engine.progress import ProgressLine
+from trainer.engine.run_folder import CONFIG, ENVIRONMENT, RESULTS, RunFolder, environment
+from trainer.engine.signals import StopRequest, stop_requested
+from trainer.evaluate.retention import Retention
+from trainer.finetune import picture, results
+from trainer.finetune.leg import Leg, LegRun
+from trainer.finetune.settle import Request, Settled, settle
+from trainer.finetune.shop import Shop
+from trainer.nn import precision
+from trainer.resume import check_same
+from trainer.tuners.spec import TunerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a call ended: `finished`, `diverged` (a leg did), `stopped` or `already finished`."""
+
+    state: str
+    folder: str
+    results: dict[str, Any]
+    is_main: bool
+
+    def text(self) -> str:
+        """For people."""
+        if self.state == "stopped":
+            return f"stopped; go on with the same command and --out {self.folder}"
+        return f"{self.state}: {self.folder}\n{results.text(self.results)}"
+
+
+def finetune(request: Request) -> Outcome:
+    """Run, or go on with, what was asked. Raises `DiffmixError`s."""
+    adopt_srun(os.environ)
+    settled = settle(request)
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    run, main = settled.config.run, processes.is_main_process
+    micro_batch_size(run.batch_size, processes.num_processes, run.accumulation)  # refuses before anything is made
+    folder = RunFolder(shared_text(request.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-finetune"))
+    line = ProgressLine(speaks=main)
+    with contextlib.ExitStack() as stack:
+        found = together(lambda: _begin(folder, settled, line, stack if main else None))
+        if found is not None:
+            return Outcome(state="already finished", folder=str(folder.path), results=found, is_main=main)
+        stop = stack.enter_context(stop_requested())
+        return _Comparison(settled, folder, line, processes).carry_out(stop)
+
+
+def describe(request: Request) -> dict[str, Any]:
+    """What would be trained, for `--dry-run`. Trains nothing."""
+    settled = settle(request)
+    legs = [leg.name for spec in settled.specs for leg in _legs(settled, spec, _rates(settled, spec))]
+    lines = [*settled.notes, settled.config.to_yaml().rstrip(), *_described(settled), f"{len(legs)} runs:", *legs]
+    return {"config": settled.config.to_dict(), "runs": legs, "text": "\n".join(lines)}
+
+
+def _begin(
+    folder: RunFolder, settled: Settled, line: ProgressLine, stack: contextlib.ExitStack | None
+) -> dict[str, Any] | None:
+    """Lock and describe the folder; the results of a comparison that is complete already."""
+    if stack is not None:
+        stack.enter_context(folder.locked())
+    if folder.exists():
+        check_same(folder.path, settled.config, "another --out for other settings")
+        found = folder.results()
+        if found is not None:
+            line.say(f"{folder.path} is finished: nothing to do")
+            return found
+        line.say(f"going on in {folder.path}")
+    if stack is not None:
+        folder.create()
+        folder.write_text(CONFIG, settled.config.to_yaml()) if not folder.exists() else None
+        folder.write_json(ENVIRONMENT, environment(sys.argv))
+    for note in (*settled.notes, settled.config.to_yaml().rstrip(), *_described(settled)):
+        line.say(note)
+    return None
+
+
+def _described(settled: Settled) -> list[str]:
+    parts = [
+        f"task {task.name}: {len(task.class_names)} classes, {len(task.train)} training, {len(task.validation)} "
+        f"validation and {len(task.test)} test images of {task.location}"
+        for task in settled.tasks
+    ]
+    source = settled.source
+    if source is not None:
+        parts.append(f"source {source.location}: bank {len(source.bank)}, {len(source.queries)} queries; {source.note}")
+    return parts
+
+
+class _Comparison:
+    """All legs, one after the other."""
+
+    def __init__(self, settled: Settled, folder: RunFolder, line: ProgressLine, processes: PartialState) -> None:
+        self.settled, self.folder, self.line = settled, folder, line
+        encoder, device = settled.encoder, processes.device
+        kind: precision.EncoderKind = "vit" if hasattr(encoder, "patch_embed") else "convnet"
+        chosen = precision.choose(device, kind, settled.config.run.precision)
+        line.say(chosen.reason)
+        self.shop = Shop(
+            settled=settled,
+            encoder=encoder.to(device),
+            folder=folder,
+            line=line,
+            precision=chosen,
+            device=device,
+            is_main=processes.is_main_process,
+            retention=_retention(settled, device),
+        )
+
+    def carry_out(self, stop: StopRequest) -> Outcome:
+        """Train what was asked, and report."""
+        rows: list[dict[str, Any]] = []
+        tried: list[dict[str, Any]] = []
+        try:
+            for leg, is_trial in self._legs(tried):
+                row = self._one(leg, stop)
+                if row is None:
+                    return self._outcome("stopped", {})
+                (tried if is_trial else rows).append(row)
+        finally:
+            self.line.about = ""
+            self.line.close()
+        return self._report(rows, tried)
+
+    def _one(self, leg: Leg, stop: StopRequest) -> dict[str, Any] | None:
+        self.line.about = leg.name
+        row = LegRun(self.shop, leg).carry_out(stop)
+        if row is not None:
+            self.line.say(results.leg_line(row))
+        return row
+
+    def _legs(self, tried: list[dict[str, Any]]) -> Iterator[tuple[Leg, bool]]:
+        """Every leg, and whether it is only a trial of a sweep; `tried` holds the rows of the trials so far."""
+        for spec in self.settled.specs:
+            rates: Sequence[float] = self.settled.config.rates.of(spec.name)
+            if self.settled.config.sweep:
+                grid = self.settled.config.rates.grid_of(spec.name)
+                yield from ((leg, True) for leg in _legs(self.settled, spec, grid, seeds=1))
+                rates = results.chosen_rates(spec, tried)
+            yield from ((leg, False) for leg in _legs(self.settled, spec, rates))
+
+    def _report(self, rows: list[dict[str, Any]], tried: list[dict[str, Any]]) -> Outcome:
+        diverged = any(row["state"] == "diverged" for row in rows)
+        found = results.collect(self.settled, self.shop.before, rows, tried)
+        if self.shop.is_main:
+            found["pictures"] = [str(path) for path in picture.draw(found, self.folder.path)]
+            self.folder.write_json(RESULTS, found)
+        return self._outcome("diverged" if diverged else "finished", found)
+
+    def _outcome(self, state: str, found: dict[str, Any]) -> Outcome:
+        return Outcome(state=state, folder=str(self.folder.path), results=found, is_main=self.shop.is_main)
+
+
+def _retention(settled: Settled, device: torch.device) -> Retention | None:
+    if settled.source is None:
+        return None
+    return Retention(
+        bank=settled.source.bank,
+        queries=settled.source.queries,
+        size=settled.views.size,
+        device=device,
+        k=settled.config.evaluation.k,
+        temperature=settled.config.evaluation.temperature,
+    )
+
+
+def _rates(settled: Settled, spec: TunerSpec) -> Sequence[float]:
+    rates = settled.config.rates
+    return rates.grid_of(spec.name) if settled.config.sweep else rates.of(spec.name)
+
+
+def _legs(settled: Settled, spec: TunerSpec, rates: Sequence[float], seeds: int | None = None) -> list[Leg]:
+    first = settled.config.run.seed
+    numbers = range(first, first + (seeds or settled.config.seeds))
+    return [Leg(spec=spec, learning_rate=rate, seed=seed) for rate in rates for seed in numbers]

@@ -1,0 +1,173 @@
+"""From what was typed to the settings, encoder, tasks and source of one comparison."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from manifests.errors import UsageError
+from trainer import recipes
+from trainer.config import RunConfig
+from trainer.data import tasks
+from trainer.data.tasks import Task
+from trainer.data.view_plan import ViewConfig
+from trainer.finetune.config import FinetuneConfig, resolve
+from trainer.finetune.origin import Origin, newest_run, open_origin
+from trainer.finetune.source import Source, default_source, open_source, was_trained_on_digits
+from trainer.nn.encoders import EncoderConfig
+from trainer.settings import merge, parse_assignments, section
+from trainer.tuners.base import make_tuner
+from trainer.tuners.spec import TunerSpec, parse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One call of `trainer finetune`. `flags` are nested settings, as in a recipe."""
+
+    recipe: str | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    assignments: Sequence[str] = ()
+    out: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """The settings, what they stand for, and what the user should know of how they came about."""
+
+    config: FinetuneConfig
+    origin: Origin
+    encoder: nn.Module  # untouched, on the CPU
+    tasks: tuple[Task, ...]
+    source: Source | None
+    notes: tuple[str, ...]
+
+    @property
+    def specs(self) -> list[TunerSpec]:
+        """The tuners, in the order typed."""
+        return [parse(text) for text in self.config.peft]
+
+    @property
+    def views(self) -> ViewConfig:
+        """What the encoder is shown."""
+        images, origin = self.config.images, self.origin
+        return ViewConfig(
+            augment=images.augment, size=origin.size, mean=images.mean or origin.mean, std=images.std or origin.std
+        )
+
+
+def settle(request: Request) -> Settled:
+    """Raises `UsageError` for settings that cannot work with this encoder and these images."""
+    asked = merge(parse_assignments(request.assignments), request.flags)
+    if "recipe" in asked:
+        raise UsageError(f"--set recipe={asked['recipe']}: a recipe is chosen by --recipe")
+    for text in asked.get("peft") or ():
+        parse(str(text))  # a typing error is told before anything is read
+    _check_rates(asked.get("optim"))
+    origin = _origin(asked)
+    typed_tasks = tuple(asked.get("tasks") or _default_tasks(origin))
+    name, notes = _recipe(request, origin, typed_tasks)
+    source = asked.get("source") or default_source(origin)
+    found = {"init": origin.init, "tasks": typed_tasks, "source": source, "recipe": name}
+    config = resolve(merge(recipes.load(name, "finetune"), found, asked), f"recipe {name} with your settings")
+    opened = tuple(tasks.open_task(tasks.parse(text), max_pixels=config.data.max_pixels) for text in config.tasks)
+    config, more = _fit_batch(config, opened, given="batch_size" in (asked.get("run") or {}))
+    encoder, note = origin.make()
+    _check_tuners(encoder, config)
+    return Settled(
+        config=config,
+        origin=origin,
+        encoder=encoder,
+        tasks=_named_apart(opened),
+        source=open_source(config.source, origin, config.evaluation, max_pixels=config.data.max_pixels),
+        notes=(*notes, note, *more, *_skipped(opened)),
+    )
+
+
+def _origin(asked: Mapping[str, Any]) -> Origin:
+    encoder = asked.get("encoder")
+    chosen = section(FinetuneConfig, "encoder", encoder, "your settings") if encoder is not None else None
+    assert chosen is None or isinstance(chosen, EncoderConfig)
+    images = asked.get("images")
+    size = images.get("size") if isinstance(images, Mapping) else None
+    return open_origin(str(asked.get("init") or newest_run()), chosen, size)
+
+
+def _default_tasks(origin: Origin) -> tuple[str, ...]:
+    if was_trained_on_digits(origin):
+        return (tasks.BUILT_IN,)
+    raise UsageError(
+        f"no task to fine-tune {origin.init} on: give --task PATH, such as --task photos/ (a folder for each class), "
+        "--task signs-train.tar,test=signs-test.tar or --task torchvision:CIFAR100@data; repeat it for a sequence"
+    )
+
+
+def _recipe(request: Request, origin: Origin, typed_tasks: Sequence[str]) -> tuple[str, list[str]]:
+    if request.recipe is not None:
+        return request.recipe, []
+    built_in = set(typed_tasks) == {tasks.BUILT_IN}
+    name = recipes.scale_of("digits" if built_in else None, origin.size)
+    return name, [f"recipe {name} (by the task and the encoder's images; --recipe takes another)"]
+
+
+def _check_rates(optim: Any) -> None:
+    """Refuse settings of the optimiser that each leg replaces by its own."""
+    for name in ("lr", "reference_batch", "warmup_epochs", "warmup_steps"):
+        if isinstance(optim, Mapping) and name in optim:
+            key = "rates.warmup_steps" if "warmup" in name else "rates.learning_rates"
+            raise UsageError(
+                f"optim.{name} has no effect here: every tuner has rates of its own, by its name or for all others by "
+                f"default, such as --set {key}.default={'[1e-3]' if key.endswith('rates') else '50'}"
+            )
+
+
+def _check_tuners(encoder: nn.Module, config: FinetuneConfig) -> None:
+    """A tuner that does not fit the encoder is told before any is trained."""
+    for text in config.peft:
+        try:
+            make_tuner(copy.deepcopy(encoder), parse(text), config.tuner)
+        except UsageError as error:
+            raise UsageError(f"--peft {text}: {error}") from error
+
+
+def _fit_batch(config: FinetuneConfig, opened: Sequence[Task], *, given: bool) -> tuple[FinetuneConfig, list[str]]:
+    batch, smallest = config.run.batch_size, min(len(task.train) for task in opened)
+    if smallest >= batch:
+        return config, []
+    if given:
+        raise UsageError(
+            f"--batch-size {batch} is more than the {smallest} training images of the smallest task; give {smallest} "
+            "or less"
+        )
+    parts = config.run.accumulation
+    unit = next((unit for unit in (math.lcm(8, parts), parts) if unit <= smallest), smallest)
+    lowered = smallest // unit * unit
+    if lowered < 2:
+        raise UsageError(f"the smallest task has {smallest} training images; 2 are the least that a batch can have")
+    run: RunConfig = replace(config.run, batch_size=lowered)
+    note = f"batch size {batch} of the recipe lowered to {lowered}: the smallest task has {smallest} training images"
+    return replace(config, run=run), [note]
+
+
+def _named_apart(opened: Sequence[Task]) -> tuple[Task, ...]:
+    """Tasks whose names differ: folders are named after them."""
+    names = [task.name for task in opened]
+    return tuple(
+        replace(task, name=f"{task.name}-{number}") if names.count(task.name) > 1 else task
+        for number, task in enumerate(opened, start=1)
+    )
+
+
+def _skipped(opened: Sequence[Task]) -> list[str]:
+    notes = []
+    for task in opened:
+        notes += [f"task {task.name}: {note}" for note in task.notes]
+        if task.skipped:
+            shown = "; ".join(task.skipped[:3])
+            more = f" and {len(task.skipped) - 3} more" if len(task.skipped) > 3 else ""
+            notes.append(f"task {task.name}: {len(task.skipped)} images skipped: {shown}{more} (all in results.json)")
+    return notes

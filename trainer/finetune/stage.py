@@ -1,0 +1,179 @@
+"""A task of a leg: the training loop over its images, its restart points, and the curve of gain and forgetting."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from accelerate import Accelerator
+
+from trainer.data import mixing
+from trainer.data.loader import Loader
+from trainer.data.mixing import MixConfig
+from trainer.data.order import Cursor, batches
+from trainer.data.tasks import Task
+from trainer.engine import checkpoint
+from trainer.engine.checkpoint import Checkpoint
+from trainer.engine.launch import make_accelerator, together
+from trainer.engine.loop import Loop, Pace, Values
+from trainer.engine.optim import OptimConfig, Schedule, make_optimiser
+from trainer.engine.run_folder import METRICS, RunFolder
+from trainer.engine.signals import StopRequest
+from trainer.engine.stepper import Stepper
+from trainer.finetune.classifier import Classifier
+from trainer.finetune.config import FinetuneConfig
+from trainer.finetune.shop import Shop
+from trainer.nn import precision
+from trainer.nn.batchnorm import synchronised
+from trainer.resume import check_data
+
+_MEASURED = ("new_accuracy", "source_accuracy", "source_linear_accuracy")
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """Trains `method` on a task's training part; `folder` holds its restart points and metrics.
+
+    `is_fresh` says that the encoder is still the untouched one, whose source accuracy is known.
+    """
+
+    shop: Shop
+    spec_name: str
+    learning_rate: float
+    seed: int
+    task: Task
+    method: Classifier
+    folder: RunFolder
+    is_fresh: bool
+
+    def train(self, stop: StopRequest) -> dict[str, Any] | None:
+        """The curve and what the training took; None if a signal stopped it, with a checkpoint of where it was."""
+        together(self.folder.create)
+        saved = self._saved()
+        self.accelerator.init_trackers(
+            "diffmix", init_kwargs={"tensorboard": {"purge_step": saved.step if saved else 0}}
+        )
+        with self._loader(saved) as loader:
+            loop = self._loop(loader, saved)
+            if not self._run(loop, stop, saved):
+                return None
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.free_memory()
+        return {"curve": self._curve(), "seconds": loop.meter.seconds, "steps": loop.step}
+
+    def _run(self, loop: Loop, stop: StopRequest, saved: Checkpoint | None) -> bool:
+        if not self.shop.is_main:
+            return loop.run(stop)
+        with self.folder.metrics(after_step=saved.step if saved else -1) as metrics:
+            loop.metrics = metrics
+            return loop.run(stop)
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """Of this stage: its trackers write into the stage's folder."""
+        return make_accelerator(self.shop.precision, self.config.run.trackers, self.folder.path)
+
+    @property
+    def config(self) -> FinetuneConfig:
+        """Settings of the whole comparison."""
+        return self.shop.settled.config
+
+    @cached_property
+    def optim(self) -> OptimConfig:
+        """The recipe's, with the rate of this leg."""
+        warmup = self.config.rates.warmup_of(self.spec_name)
+        return replace(self.config.optim, lr=self.learning_rate, reference_batch=None, warmup_steps=warmup)
+
+    def _saved(self) -> Checkpoint | None:
+        saved, skipped = checkpoint.newest(self.folder.checkpoints)
+        for path in skipped:
+            self.shop.line.say(f"{path} is damaged and is passed over")
+        if saved is not None:
+            self.shop.line.say(f"going on from step {saved.step}")
+        return saved
+
+    def _loader(self, saved: Checkpoint | None) -> Loader:
+        run, data = self.config.run, self.config.data
+        return Loader(
+            mixing.make(MixConfig(policy="real"), self.task.train),
+            self.shop.settled.views,
+            num_crops=1,
+            num_local_crops=0,
+            batch_size=run.batch_size,
+            seed=self.seed,
+            device=self.accelerator.device,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            accumulation=run.accumulation,
+            cursor=Cursor(*saved.cursor) if saved else Cursor(),
+            workers=data.workers,
+            cache_bytes=data.cache,
+            with_labels=True,
+        )
+
+    def _loop(self, loader: Loader, saved: Checkpoint | None) -> Loop:
+        config = self.config
+        schedule = self._schedule()
+        loop = Loop(
+            stepper=Stepper(
+                accelerator=self.accelerator,
+                method=self._fitted(),
+                optimiser=make_optimiser(self.method, self.optim),
+                schedule=schedule,
+                seed=self.seed,
+            ),
+            loader=loader,
+            folder=self.folder,
+            line=self.shop.line,
+            pace=Pace(
+                log=config.run.log_every,
+                checkpoint=config.checkpoint.every,
+                keep=config.checkpoint.keep,
+                probe=frozenset(config.evaluation.at) | {schedule.total_steps},
+            ),
+            batch_size=config.run.batch_size,
+            accumulation=config.run.accumulation,
+            fingerprint=loader.fingerprint,
+            probe=lambda: self._probe(loop.step),
+            metrics=None,
+        )
+        if saved is not None:
+            check_data(saved, loader.fingerprint, anyway=False)
+            loop.restore(saved)
+        return loop
+
+    def _schedule(self) -> Schedule:
+        run = self.config.run
+        per_epoch = batches(len(self.task.train), run.batch_size)
+        total = run.max_steps or max(1, round(run.epochs * per_epoch))
+        return Schedule(config=self.optim, batch_size=run.batch_size, total_steps=total, steps_per_epoch=per_epoch)
+
+    def _fitted(self) -> Classifier:
+        """With the layout, attention, BatchNorm and compilation that suit the device."""
+        precision.prepare(self.method, self.shop.precision)
+        if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
+            synchronised(self.method)
+        if self.config.run.compile:
+            self.method.network.compile()
+        return self.method
+
+    def _probe(self, step: int) -> Values:
+        network = self.method.network
+        untouched = self.is_fresh and step == 0
+        source = self.shop.before if untouched else self.shop.source(network)
+        return {"new_accuracy": self.shop.accuracy(network, self.method.head, self.task.test), **source}
+
+    def _curve(self) -> list[dict[str, float | int]]:
+        """What was measured, by iteration; every rank reads it, since all go on with it."""
+        self.accelerator.wait_for_everyone()
+        points: list[dict[str, float | int]] = []
+        for line in (self.folder.path / METRICS).read_text("utf-8").splitlines():
+            values = json.loads(line)
+            if "new_accuracy" in values:
+                points.append(
+                    {"iteration": values["step"]} | {name: values[name] for name in _MEASURED if name in values}
+                )
+        return points

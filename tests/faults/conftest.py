@@ -90,3 +90,13 @@ def undisturbed(context, tiny_model, photos, tmp_path_factory):
     command = Command(context, arguments, {}, folder / "log.txt")
     assert command.wait() == 0, command.log.read_text()
     return folder / "set", time.monotonic() - started
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Where `trainer` commands are forked from."""
+    found = multiprocessing.get_context("forkserver")
+    training = ["timm", "trainer.pretrain", "trainer.methods.dino", "torch.utils.tensorboard"]
+    tuning = ["trainer.finetune.command", "trainer.tuners.lora", "trainer.tuners.block_expansion", "sklearn.datasets"]
+    found.set_forkserver_preload([*PRELOAD, *training, *tuning])
+    return found

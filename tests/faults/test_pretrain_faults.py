@@ -1,18 +1,16 @@
 """Training that is killed, stopped, or shared among ranks ends with the weights of training that is left alone."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
-from tests.faults.conftest import PRELOAD, Command
+from tests.faults.training import Training, free_port, srun
 from tests.trainer.data.builders import write_pairs
 from tests.trainer.engine.small_runs import (
     arguments,
@@ -29,37 +27,6 @@ DINO = {"method": "dino", "steps": STEPS, "checkpoint__every": 2}  # with droppe
 SIMCLR = {"method": "simclr", "steps": STEPS, "checkpoint__every": 2, "run__accumulation": 2}
 # Ranks drop different paths, and AdamW makes large differences of small ones.
 RANKED = {**DINO, "method__drop_path": 0.0, "optim__name": "sgd", "optim__lr": 0.1}
-
-
-def _child(given, environment, log):
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)
-    from trainer.cli import run
-
-    os._exit(run(given))
-
-
-class Training(Command):
-    """One running `trainer pretrain`."""
-
-    def __init__(self, context, given, environment, log):
-        self.log = log
-        self.process = context.Process(target=_child, args=(given, environment, str(log)))
-        self.process.start()
-
-
-@pytest.fixture(scope="session")
-def forks():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [*PRELOAD, "timm", "trainer.pretrain", "trainer.methods.dino", "torch.utils.tensorboard"]
-    )
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -183,26 +150,6 @@ def test_a_second_job_in_the_same_folder_is_refused(start, tmp_path):
     assert f"is in use by process {first.process.pid} on " in second.log.read_text()
     first.kill(signal.SIGTERM)
     assert first.wait() == 75, "the second did the first no harm"
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
-
-
-def srun(rank, port):
-    """What `srun --ntasks 2` sets for a task, on a port of its own."""
-    return {
-        "SLURM_JOB_ID": "7",
-        "SLURM_STEP_ID": "0",
-        "SLURM_STEP_NUM_TASKS": "2",
-        "SLURM_STEP_TASKS_PER_NODE": "2",
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_PROCID": str(rank),
-        "SLURM_LOCALID": str(rank),
-        "MASTER_PORT": port,
-    }
 
 
 def start_ranks(start, out, **how):

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 PICTURE = "gain-and-forgetting.png"
 
@@ -100,6 +101,11 @@ def _running(points: Sequence[tuple[int, int]]) -> list[int]:
 def _label_way(axes: Axes, before: float, found: Mapping[str, Any]) -> None:
     axes.axhline(before, color="#999999", linestyle=":", zorder=0)
     axes.set_xscale("symlog", linthresh=10)
-    axes.set(xlabel="iteration", ylabel="source: kNN accuracy, %", title=f"Source: {found['source']['location']}")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set(
+        xlabel="iteration",
+        ylabel="source: kNN accuracy, %",
+        title=f"Source on the way: {Path(found['source']['location']).name}",
+    )
     axes.grid(alpha=0.25)
     axes.set_xlim(left=0)

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -219,11 +220,12 @@ def test_the_other_methods_go_on_exactly_with_accumulation(data, tmp_path, metho
 
 def keys_of_step(data, step, batch=8):
     """What the step of a run of seed 0 trains on, from the order alone."""
-    from trainer.data.order import epoch_order
+    from trainer.data.order import EpochOrder
     from trainer.data.rows import Rows
 
     epoch, inside = divmod(step, 40 // batch)
-    return Rows.open(data).keys(epoch_order(0, epoch, 40)[inside * batch : (inside + 1) * batch])
+    items = EpochOrder(0, epoch, 40).items(np.arange(inside * batch, (inside + 1) * batch))
+    return Rows.open(data).keys(items)
 
 
 ABSURD = {"optim__name": "sgd", "optim__lr": 1e30, "optim__clip": None, "optim__warmup_epochs": 0}

@@ -21,8 +21,7 @@ from trainer.data.augment_cpu import augment_cpu
 from trainer.data.batch import Batch, Views
 from trainer.data.colours import Colours
 from trainer.data.mixing import Policy, labels_of
-from trainer.data.order import Cursor
-from trainer.data.orders import Orders
+from trainer.data.order import Cursor, EpochOrder
 from trainer.data.reader import CACHE_BYTES, Reader
 from trainer.data.threads import Crew, Task, default_workers
 from trainer.data.view_maker import ViewMaker
@@ -100,8 +99,7 @@ class Loader(Iterator[Batch]):
         self.wait_seconds = 0.0  # that `next` has waited for the threads so far
         self._epoch, self._step = order.start_of(cursor, self.num_items, batch_size)
         self._micro = 0
-        self._orders = Orders(seed, self.num_items)
-        self._orders.prepare(self._epoch)  # while the columns are read
+        self._order = EpochOrder(seed, self._epoch, self.num_items)
         self._labels = labels_of(self.policy) if with_labels else None
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size, self._accumulation = rank, world_size, accumulation
@@ -147,7 +145,6 @@ class Loader(Iterator[Batch]):
 
     def close(self) -> None:
         """End the threads and close the files; harmless to repeat."""
-        self._orders.close()
         self._crew.close()
         self._pending.clear()
         for reader in self._readers:
@@ -190,23 +187,22 @@ class Loader(Iterator[Batch]):
 
     def _next_items(self) -> NDArray[np.int64]:
         return order.micro_batch(
-            self._orders.of(self._epoch),
+            self._order,
             self._step,
             self._batch_size,
             self._rank,
             self._world_size,
             self._micro,
             self._accumulation,
-        ).copy()
+        )
 
     def _advance(self) -> None:
         self._micro += 1
         if self._micro == self._accumulation:
             self._micro, self._step = 0, self._step + 1
-            if self._step == self.steps_per_epoch // 2:
-                self._orders.prepare(self._epoch + 1)
         if self._step == self.steps_per_epoch:
             self._epoch, self._step = self._epoch + 1, 0
+            self._order = EpochOrder(self._seed, self._epoch, self.num_items)
 
     def _new_tensors(self) -> list[Tensor]:
         """Views on the CPU as floats, for a GPU as bytes in memory that it can fetch by itself."""

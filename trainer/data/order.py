@@ -6,6 +6,7 @@ and rank r of R takes the r-th contiguous slice of each: what is trained on toge
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from manifests.errors import UsageError
 from trainer.data import hashing
 
-_BLOCK = 1 << 16
+_ROUNDS = 24  # with 12, some orders of six items come more often than others
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +26,40 @@ class Cursor:
     samples: int = 0
 
 
-def epoch_order(seed: int, epoch: int, num_items: int) -> NDArray[np.int64]:
-    """A random permutation of the items, int64 [num_items]; about half a second for ten million.
+class EpochOrder:
+    """A pseudo-random permutation of the items of an epoch; any part of it costs no more than its own length.
 
-    Sorts random words whose low bits are the item numbers. Not numpy's own `permutation`, which may change from
-    version to version: a checkpoint must find the same order after an upgrade.
+    Items are the fields of a nearly square table, and a Feistel network turns in each round every row of it by a random
+    number of fields, or every column. The few fields beyond the last item are no places: whoever comes upon one goes
+    on until it meets an item (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Not numpy's own
+    `permutation`, which must be computed whole, and may change from version to version: a checkpoint must find the
+    same order after an upgrade.
     """
-    bits = max(1, (num_items - 1).bit_length())
-    low = np.uint64((1 << bits) - 1)
-    words = np.arange(num_items, dtype=np.uint64)
-    for block, start in enumerate(range(0, num_items, _BLOCK)):
-        part = words[start : start + _BLOCK]
-        part |= hashing.words(seed, epoch, block, count=len(part)) & ~low
-    words.sort()
-    words &= low
-    return words.view(np.int64)
+
+    def __init__(self, seed: int, epoch: int, num_items: int) -> None:
+        self.num_items = num_items
+        self._height = math.isqrt(num_items - 1) + 1
+        self._width = 2 * -(-num_items // (2 * self._height))  # even: turns of odd rows make even permutations only
+        words = hashing.words(seed, epoch, np.arange(_ROUNDS), count=max(self._height, self._width))
+        self._by_row = (words[0::2, :] % np.uint64(self._width)).astype(np.int64)
+        self._by_column = (words[1::2] % np.uint64(self._height)).astype(np.int64)
+
+    def __len__(self) -> int:
+        return self.num_items
+
+    def items(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The items, int64 [n], at places between 0 and `num_items` - 1."""
+        items = self._permuted(places)
+        while len(beyond := np.flatnonzero(items >= self.num_items)):
+            items[beyond] = self._permuted(items[beyond])
+        return items
+
+    def _permuted(self, fields: NDArray[np.int64]) -> NDArray[np.int64]:
+        row, column = np.divmod(fields, self._width)
+        for of_row, of_column in zip(self._by_row, self._by_column, strict=True):
+            column = (column + of_row[row]) % self._width
+            row = (row + of_column[column]) % self._height
+        return row * self._width + column
 
 
 def batches(num_items: int, batch_size: int) -> int:
@@ -66,7 +86,7 @@ def micro_batch_size(batch_size: int, world_size: int, accumulation: int) -> int
 
 
 def micro_batch(
-    order: NDArray[np.int64],
+    order: EpochOrder,
     step: int,
     batch_size: int,
     rank: int,
@@ -80,7 +100,7 @@ def micro_batch(
     """
     size = micro_batch_size(batch_size, world_size, accumulation)
     start = step * batch_size + (micro * world_size + rank) * size
-    return order[start : start + size]
+    return order.items(np.arange(start, start + size))
 
 
 def start_of(cursor: Cursor, num_items: int, batch_size: int) -> tuple[int, int]:

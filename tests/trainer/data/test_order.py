@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests.errors import UsageError
-from trainer.data.order import Cursor, batches, epoch_order, micro_batch, micro_batch_size, start_of
+from trainer.data.order import Cursor, EpochOrder, batches, micro_batch, micro_batch_size, start_of
 
 _WORD = 2**64 - 1
 
@@ -19,50 +19,106 @@ def _mix(value):
     return value ^ (value >> 31)
 
 
-def _reference(seed, epoch, num_items):
-    """The documented order, in Python's own integers: items sorted by the high bits of SplitMix64 words."""
-    golden, keyed = 0x9E3779B97F4A7C15, []
-    for item in range(num_items):
+def _reference(seed, epoch, num_items, place):
+    """The item at a place, in Python's own integers: 24 rounds of a Feistel network, again while it is none."""
+    golden, words = 0x9E3779B97F4A7C15, []
+    for number in range(24):
         state = 0
-        for name in (seed, epoch, item // 65536):
+        for name in (seed, epoch, number):
             word = _mix((name + golden) & _WORD)
             state = _mix(((state ^ word) * golden + golden) & _WORD)
-        bits = max(1, (num_items - 1).bit_length())
-        keyed.append((_mix((state + (item % 65536 + 1) * golden) & _WORD) >> bits, item))
-    return [item for _, item in sorted(keyed)]
+        words.append(lambda n, state=state: _mix((state + (n + 1) * golden) & _WORD))
+    height = next(side for side in range(1, num_items + 1) if side * side >= num_items)
+    width = next(side for side in range(2, num_items + 2, 2) if side * height >= num_items)
+    while True:
+        row, column = divmod(place, width)
+        for number in range(0, 24, 2):
+            column = (column + words[number](row)) % width
+            row = (row + words[number + 1](column)) % height
+        place = row * width + column
+        if place < num_items:
+            return place
 
 
-@pytest.mark.parametrize(("seed", "epoch", "num_items"), [(0, 0, 1), (0, 0, 2), (7, 3, 100), (2**40, 5, 70_000)])
+@pytest.mark.parametrize(
+    ("seed", "epoch", "num_items"), [(0, 0, 1), (0, 0, 2), (0, 0, 3), (7, 3, 107), (2**40, 5, 10**7)]
+)
 def test_the_order_is_that_of_a_reference_in_plain_python(seed, epoch, num_items):
-    assert epoch_order(seed, epoch, num_items).tolist() == _reference(seed, epoch, num_items)
+    places = np.unique(np.linspace(0, num_items - 1, 300, dtype=np.int64))
+    expected = [_reference(seed, epoch, num_items, place) for place in places.tolist()]
+    assert EpochOrder(seed, epoch, num_items).items(places).tolist() == expected
 
 
+def whole(seed, epoch, num_items):
+    return EpochOrder(seed, epoch, num_items).items(np.arange(num_items))
+
+
+@settings(deadline=None)
 @given(st.integers(0, 2**62), st.integers(0, 10_000), st.integers(1, 3000))
 def test_every_item_comes_once(seed, epoch, num_items):
-    order = epoch_order(seed, epoch, num_items)
+    order = whole(seed, epoch, num_items)
     assert order.dtype == np.int64
     assert np.array_equal(np.sort(order), np.arange(num_items))
 
 
+@settings(deadline=None)
+@given(st.integers(1, 5000), st.data())
+def test_any_part_is_that_of_the_whole(num_items, data):
+    order = EpochOrder(4, 2, num_items)
+    start = data.draw(st.integers(0, len(order) - 1))
+    stop = data.draw(st.integers(start, len(order)))
+    assert np.array_equal(order.items(np.arange(start, stop)), order.items(np.arange(len(order)))[start:stop])
+
+
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [epoch_order(seed, epoch, 1000) for seed in range(5) for epoch in range(5)]
+    orders = [whole(seed, epoch, 1000) for seed in range(5) for epoch in range(5)]
     same = [np.mean(one == other) for number, one in enumerate(orders) for other in orders[:number]]
     assert max(same) < 0.02  # by chance one item in a thousand keeps its place
 
 
-def test_any_item_comes_at_any_place_equally_often():
-    counts = np.zeros((6, 6))
-    for epoch in range(6000):
-        counts[np.arange(6), epoch_order(1, epoch, 6)] += 1
-    chi_square = ((counts - 1000) ** 2 / 1000).sum()
-    assert chi_square < 52.6  # 25 degrees of freedom: passed with probability 0.999
+def assert_uniform(counts):
+    """Chi-square within four standard deviations of what it is by chance, in cells that are equally likely."""
+    expected = counts.mean()
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert abs(chi_square - counts.size) < 4 * (2 * counts.size) ** 0.5
 
 
-@settings(max_examples=50)
+def test_all_orders_of_five_items_come_equally_often():
+    orders = np.array([whole(1, epoch, 5) for epoch in range(3600)])
+    assert_uniform(np.unique(orders @ 5 ** np.arange(5), return_counts=True)[1])
+    assert len(np.unique(orders, axis=0)) == 120
+
+
+def _cells(one, other, num_items, by):
+    """How often each pair of classes occurs, [32, 32]: classes of neighbouring items, or of equal remainder."""
+    one, other = ((items * 32 // num_items if by == "range" else items % 32) for items in (one, other))
+    return np.bincount(one * 32 + other, minlength=1024)
+
+
+@pytest.mark.parametrize("by", ["range", "remainder"])
+@pytest.mark.parametrize("num_items", [2**16, 2**16 + 2**7])
+def test_places_neighbours_and_epochs_say_nothing_of_an_item(num_items, by):
+    order, following = whole(5, 0, num_items), whole(5, 1, num_items)
+    assert_uniform(_cells(np.arange(num_items), order, num_items, by))
+    for distance in (1, 2, 64, 256, 257):
+        assert_uniform(_cells(order[:-distance], order[distance:], num_items, by))
+    assert_uniform(_cells(order, following, num_items, by))
+    assert_uniform(_cells(np.argsort(order), np.argsort(following), num_items, by))
+
+
+def test_batches_are_as_mixed_as_by_chance():
+    shares = whole(2, 0, 2**18).reshape(-1, 64) // 2**12  # of 64 equal ones, each batch's items
+    pairs = np.array([np.square(np.bincount(batch, minlength=64)).sum() for batch in shares])
+    by_chance = 64 + 64 * 63 * (2**12 - 1) / (2**18 - 1)
+    assert abs(pairs.mean() - by_chance) < 4 * pairs.std() / len(pairs) ** 0.5
+
+
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(0, 50))
 def test_ranks_and_micro_batches_together_see_the_global_batches(size, world_size, accumulation, steps, extra):
     batch_size = size * world_size * accumulation
-    order = epoch_order(3, 1, batch_size * steps + extra)
+    order = EpochOrder(3, 1, batch_size * steps + extra)
+    expected = whole(3, 1, len(order))
     for step in range(batches(len(order), batch_size)):
         seen = [
             micro_batch(order, step, batch_size, rank, world_size, micro, accumulation)
@@ -70,7 +126,7 @@ def test_ranks_and_micro_batches_together_see_the_global_batches(size, world_siz
             for rank in range(world_size)
         ]
         assert {len(items) for items in seen} == {size}
-        assert np.array_equal(np.concatenate(seen), order[step * batch_size : (step + 1) * batch_size])
+        assert np.array_equal(np.concatenate(seen), expected[step * batch_size : (step + 1) * batch_size])
 
 
 def test_the_last_partial_batch_is_dropped():

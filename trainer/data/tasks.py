@@ -109,7 +109,7 @@ def _test_part(spec: TaskSpec, found: Found, max_pixels: int) -> Found | None:
     """The images of `test=`, else the location's own test part, if it has one."""
     if spec.test is None:
         return found.test
-    if Path(spec.test).expanduser().absolute() == Path(spec.location).expanduser().absolute():
+    if Path(spec.test).expanduser().resolve() == Path(spec.location).expanduser().resolve():
         if found.test is not None:
             return found.test
         raise UsageError(f"{spec.text!r}: the test part is what is trained on; leave test= out, 15 % will be held out")

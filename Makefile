@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: help demo test test-slow lint bench clean
 
 help:
-	@echo "make demo       real digits to real/synthetic pairs (data/demo), and an encoder trained on them (runs/demo)"
+	@echo "make demo       real digits to pairs (data/demo), an encoder (runs/demo), its fine-tuning (runs/demo-finetune)"
 	@echo "make test       the test suite (minutes); make test-slow adds the slow tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      speed and memory, as ratios against named baselines"
@@ -32,7 +32,9 @@ demo: $(VENV)/run.stamp
 	$(BIN)/pipeline verify data/demo
 	$(BIN)/pipeline sheet data/demo --out data/demo-sheet.png
 	$(BIN)/trainer pretrain --data data/demo --out runs/demo
-	@echo "Look at data/demo-sheet.png: real digits, each beside its variation. The pair set is data/demo, the run runs/demo."
+	$(BIN)/trainer finetune --init runs/demo --out runs/demo-finetune
+	@echo "Look at data/demo-sheet.png (real digits, each beside its variation) and"
+	@echo "runs/demo-finetune/gain-and-forgetting.png (what each way of fine-tuning gained and what it forgot)."
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest

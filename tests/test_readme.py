@@ -15,17 +15,19 @@ import pytest
 import pipeline.cli
 import trainer.cli
 from pipeline.cli import run
-from trainer import methods
+from trainer import methods, tuners
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 LOADING = [snippet for snippet in SNIPPETS if "data/pairs" in snippet]
-(ENCODER,) = [snippet for snippet in SNIPPETS if "timm" in snippet]
+(ENCODER,) = [snippet for snippet in SNIPPETS if "local-dir:" in snippet]
+(EXPANSION,) = [snippet for snippet in SNIPPETS if "BlockExpansionConfig" in snippet]
+(TUNER,) = [snippet for snippet in SNIPPETS if "class Norms" in snippet]
 (METHOD,) = [snippet for snippet in SNIPPETS if "class Invariance" in snippet]
 (RECIPE,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(
     r"^(?: {4}|exec |srun |`)?(?:torchrun .*? -m )?((?:pipeline|trainer) (?:[a-z]+)(?: .*?)?)(?:\s{2,}#.*)?$",
-    README,
+    README.replace("\\\n", " "),  # commands that go on in the next line
     re.MULTILINE,
 )
 SMALL = ("--max-steps", "2", "--batch-size", "4", "--set", "evaluation.final=false")
@@ -52,7 +54,7 @@ def test_there_are_commands_and_snippets():
     assert len(COMMANDS) >= 14
     assert {command.split()[0] for command in COMMANDS} == {"pipeline", "trainer"}
     assert len(LOADING) == 3
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 7
 
 
 @pytest.mark.parametrize("snippet", LOADING, ids=["webdataset", "datasets", "duckdb"])
@@ -112,3 +114,26 @@ def test_a_method_is_one_file_one_line_and_one_recipe(pairs, monkeypatch):
     spreads = [line["feature_std"] for line in lines if "loss" in line]
     assert code == 0
     assert spreads[-1] < spreads[0] / 3
+
+
+def test_block_expansion_from_plain_peft_code(tmp_path):
+    out, made = io.StringIO(), {}
+    with contextlib.chdir(tmp_path), contextlib.redirect_stdout(out):
+        exec(compile(EXPANSION, "README.md", "exec"), made)
+    assert "trainable params" in out.getvalue()
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    assert made["again"].active_adapter == "flowers"
+
+
+def test_a_tuner_is_one_file_and_one_line(pairs, monkeypatch):
+    module = types.ModuleType("trainer.tuners.norms")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(TUNER, "README.md", "exec"), module.__dict__)
+    monkeypatch.setitem(tuners.TUNERS, "norms", "trainer.tuners.norms:Norms")
+    with contextlib.chdir(pairs):
+        assert trainer.cli.run(["pretrain", "--out", "runs/first", *SMALL]) == 0
+        given = ["--peft", "norms", "--max-steps", "4", "--batch-size", "16", "--out", "runs/norms"]
+        assert trainer.cli.run(["finetune", "--init", "runs/first", *given]) == 0
+        [row] = json.loads(Path("runs/norms/results.json").read_text())["tuners"]
+    head = 64 * 10 + 10
+    assert row["trainable_parameters"] - head == 2 * 64 * (2 * 6 + 1), "two norms in six blocks, and the last"

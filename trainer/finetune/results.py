@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from manifests.errors import DiffmixError
+from trainer.data.rows import Rows
+from trainer.finetune.origin import Origin
 from trainer.finetune.settle import Settled
 from trainer.tuners.spec import TunerSpec
 
@@ -18,7 +22,6 @@ def collect(
 ) -> dict[str, Any]:
     """All that results.json says, accuracies as shares in 0..1."""
     source = settled.source
-    run = settled.origin.results
     return {
         "state": "finished",
         "method": "finetune",
@@ -51,8 +54,21 @@ def collect(
             }
             for task in settled.tasks
         ],
-        "pretraining": {name: run[name] for name in ("method", "mix", "steps", "knn_before", "final") if name in run},
+        "pretraining": _pretraining(settled.origin),
     }
+
+
+def _pretraining(origin: Origin) -> dict[str, Any]:
+    """What the run says that made the encoder, and how many pairs it saw; empty where no run made it."""
+    run = origin.results
+    found: dict[str, Any] = {
+        name: run[name] for name in ("method", "mix", "steps", "knn_before", "final") if name in run
+    }
+    if not found or origin.data_url is None:
+        return found
+    with contextlib.suppress(DiffmixError):  # the set may be gone by now
+        found |= {"data": origin.data_url, "pairs": len(Rows.open(origin.data_url, origin.filters))}
+    return found
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -162,7 +178,8 @@ def _history(found: Mapping[str, Any]) -> list[str]:
     if "knn" not in final:
         return [f"encoder: {found['encoder']} of {found['init']}"]
     before = f"{run['knn_before']:.1%} -> " if run.get("knn_before") is not None else ""
-    lines = [
+    lines = [f"{run['pairs']} pairs of {run['data']}"] if "pairs" in run else []
+    lines += [
         f"encoder: {found['encoder']} of {found['init']}, {run.get('method')} with --mix {run.get('mix')}, "
         f"{run.get('steps')} steps",
         f"  kNN {before}{final['knn']:.1%} (raw pixels {final['pixels_knn']:.1%})",

@@ -175,6 +175,7 @@ class BlockExpansion(PeftTuner):
         if blocks is None:
             return None
         plain.blocks = type(plain.blocks)(*blocks) if isinstance(plain.blocks, nn.Sequential) else nn.ModuleList(blocks)
+        plain.feature_info = [{**plain.feature_info[0], "module": f"blocks.{number}"} for number in range(len(blocks))]
         del plain.peft_config
         return plain.requires_grad_(True).eval(), {"depth": len(blocks)}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig
@@ -27,10 +27,13 @@ class QVLinear(lora.Linear):
     Rows of A and B are the query's, then the value's; the key is never changed.
     """
 
-    def update_layer(self, adapter_name: str, r: int, lora_alpha: float, config: Any, **kwargs: Any) -> None:
+    base_layer: nn.Linear
+
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
         super().update_layer(adapter_name, r, lora_alpha, config, **kwargs)
-        self.lora_A[adapter_name] = nn.Linear(self.in_features, 2 * r, bias=False)
-        self.lora_B[adapter_name] = nn.Linear(r, 2 * (self.out_features // 3), bias=False)
+        width, inputs = self.base_layer.out_features // 3, self.base_layer.in_features
+        self.lora_A[adapter_name] = nn.Linear(inputs, 2 * r, bias=False)
+        self.lora_B[adapter_name] = nn.Linear(r, 2 * width, bias=False)
         self.reset_lora_parameters(adapter_name, config.init_lora_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -38,36 +41,44 @@ class QVLinear(lora.Linear):
     @property
     def weight(self) -> Tensor:
         """With the adapters: EVA and BEiT multiply by the layer's weight instead of calling it."""
-        weight = self.get_base_layer().weight
-        if self.disable_adapters or self.merged:
-            return weight
-        deltas = [self.get_delta_weight(name) for name in self.active_adapters if name in self.lora_A]
-        return weight + sum(deltas).to(weight.dtype) if deltas else weight
+        weight: Tensor = self.base_layer.weight
+        for name in self._in_use():
+            weight = weight + self.get_delta_weight(name).to(weight.dtype)
+        return weight
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """What the adapter adds to the layer's weight, [3D, D'], zero for the key."""
-        down, up = self.lora_A[adapter].weight.float(), self.lora_B[adapter].weight.float()
-        query, value = up.unflatten(0, (2, -1)) @ down.unflatten(0, (2, -1))
-        delta = torch.cat([query, torch.zeros_like(query), value]) * self.scaling[adapter]
-        return delta.to(self.lora_B[adapter].weight.dtype)
+        down, up = self._down(adapter).weight, self._up(adapter)
+        query, value = up.float().unflatten(0, (2, -1)) @ down.float().unflatten(0, (2, -1))
+        return (torch.cat([query, torch.zeros_like(query), value]) * self.scaling[adapter]).to(up.dtype)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Inputs [..., D'] to query, key and value [..., 3D]."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return result
-        for name in self.active_adapters:
-            if name in self.lora_A:
-                query, key, value = result.chunk(3, -1)
-                more_query, more_value = self._changes(name, x)
-                result = torch.cat([query + more_query, key, value + more_value], -1).to(result.dtype)
+        for name in self._in_use():
+            query, key, value = result.chunk(3, -1)
+            more_query, more_value = self._changes(name, x)
+            result = torch.cat([query + more_query, key, value + more_value], -1).to(result.dtype)
         return result
 
     def _changes(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        down, up = self.lora_A[name], self.lora_B[name].weight
-        low = down(self.lora_dropout[name](self._cast_input_dtype(x, down.weight.dtype))) * self.scaling[name]
-        (low_query, low_value), (up_query, up_value) = low.chunk(2, -1), up.chunk(2)
+        """What is added to query and value, [..., D] each."""
+        down, up = self._down(name), self._up(name)
+        low = down(self.lora_dropout[name](self._cast_input_dtype(x, down.weight.dtype)))
+        (low_query, low_value), (up_query, up_value) = (low * self.scaling[name]).chunk(2, -1), up.chunk(2)
         return nn.functional.linear(low_query, up_query), nn.functional.linear(low_value, up_value)
+
+    def _in_use(self) -> list[str]:
+        off = self.disable_adapters or self.merged
+        return [] if off else [name for name in self.active_adapters if name in self.lora_A]
+
+    def _down(self, name: str) -> nn.Linear:
+        return cast(nn.Linear, self.lora_A[name])
+
+    def _up(self, name: str) -> Tensor:
+        return cast(nn.Linear, self.lora_B[name]).weight
 
 
 class LoRA(PeftTuner):
@@ -90,7 +101,7 @@ class LoRA(PeftTuner):
         alpha: Any = self.spec.size if self.config.lora_alpha is None else self.config.lora_alpha
         dropout = self.config.lora_dropout
         config = LoraConfig(
-            r=self.spec.size, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(self.targets.names)
+            r=self.spec.size, lora_alpha=alpha, lora_dropout=dropout, target_modules=self.targets.pattern
         )
         if self.targets.fused:
             config._register_custom_module({nn.Linear: QVLinear})

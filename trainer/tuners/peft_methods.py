@@ -15,17 +15,17 @@ from manifests.errors import UsageError
 from trainer.tuners.base import TunerConfig
 from trainer.tuners.peft_tuner import PeftTuner
 from trainer.tuners.spec import TunerSpec
-from trainer.tuners.targets import layers_of_blocks
+from trainer.tuners.targets import Targets, layers_of_blocks, norms
 
 # Settings without which a method does not start, or does not start from the encoder as it is.
-_SETTINGS: dict[str, Callable[[nn.Module, tuple[str, ...]], dict[str, Any]]] = {
-    "dora": lambda encoder, names: {"use_dora": True},
-    "fourierft": lambda encoder, names: {"init_weights": True},
-    "ia3": lambda encoder, names: {"feedforward_modules": [name for name in names if name.endswith("mlp.fc2")]},
-    "ln-tuning": lambda encoder, names: {"target_modules": _norms(encoder)},
+_SETTINGS: dict[str, Callable[[Targets], dict[str, Any]]] = {
+    "dora": lambda targets: {"use_dora": True},
+    "fourierft": lambda targets: {"init_weights": True},
+    "ia3": lambda targets: {"feedforward_modules": [name for name in targets.names if name.endswith("mlp.fc2")]},
 }
 # Methods that need more of the training loop than gradients.
 _REFUSED = {"adalora": "it changes ranks by a schedule of its own while training", "xlora": "it mixes trained adapters"}
+_OF_LANGUAGE = ("adaption-prompt", "trainable-tokens")
 
 
 class PeftMethod(PeftTuner):
@@ -46,15 +46,15 @@ class PeftMethod(PeftTuner):
         known = {field.name for field in dataclasses.fields(kind)}
         if self.spec.size is not None and "r" not in known:
             raise UsageError(
-                f"--peft {self.spec.text}: {self.spec.name!r} has no rank; write `--peft {self.spec.name}`"
+                f"--peft {self.spec.text}: {self.spec.name!r} takes no rank; write `--peft {self.spec.name}`"
             )
-        if not hasattr(self, "names"):
-            self.names = layers_of_blocks(self.encoder).names
-        settings: dict[str, Any] = {"target_modules": list(self.names)}
+        if not hasattr(self, "targets"):
+            self.targets = (norms if self.spec.name == "ln-tuning" else layers_of_blocks)(self.encoder)
+        settings: dict[str, Any] = {"target_modules": self.targets.pattern}
         settings |= {} if self.spec.size is None else {"r": self.spec.size}
         settings |= {"lora_alpha": self.spec.size} if self.spec.name == "dora" else {}
-        extra = _SETTINGS.get(self.spec.name)
-        return kind(**settings | (extra(self.encoder, self.names) if extra else {}))
+        extra = _SETTINGS.get(self.spec.name, lambda targets: {})
+        return kind(**settings | extra(self.targets))
 
 
 def _config_class(spec: TunerSpec) -> Any:
@@ -71,15 +71,3 @@ def _config_class(spec: TunerSpec) -> Any:
             "no prompt and no vocabulary. Choose lora, block-expansion or another method of layers"
         )
     return config
-
-
-_OF_LANGUAGE = ("adaption-prompt", "trainable-tokens")
-
-
-def _norms(encoder: nn.Module) -> list[str]:
-    """Names of normalisation layers that have weights of their own."""
-    return [
-        name
-        for name, module in encoder.named_modules()
-        if "norm" in type(module).__name__.lower() and list(module.parameters(recurse=False))
-    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,11 @@ class Targets:
 
     names: tuple[str, ...]
     fused: bool = False
+
+    @property
+    def pattern(self) -> str:
+        """For PEFT, which takes names of a list for their ends too: `norm` would also be `blocks.0.attn.norm`."""
+        return "|".join(map(re.escape, self.names))
 
 
 def query_and_value(encoder: nn.Module) -> Targets:
@@ -71,6 +77,16 @@ def layers_of_blocks(encoder: nn.Module) -> Targets:
             "adapters of all layers would leave it out; adapt query and value (lora:R with lora_targets=qv)"
         )
     return Targets(names=names)
+
+
+def norms(encoder: nn.Module) -> Targets:
+    """Normalisation layers with weights of their own."""
+    named = encoder.named_modules()
+    return Targets(names=tuple(name for name, module in named if _is_norm(module)))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and bool(list(module.parameters(recurse=False)))
 
 
 def _is_dense(module: nn.Module) -> bool:

@@ -15,6 +15,7 @@ FORBIDDEN = {
 }
 ALLOWED_IN_MANIFESTS = {"manifests", "pyarrow", "numpy", "fsspec"} | set(sys.stdlib_module_names)
 _TRAINER_TOP = {
+    "trainer.finetune",
     "trainer.pretrain",
     "trainer.settle",
     "trainer.resume",
@@ -29,12 +30,15 @@ ABOVE = {  # the lower room never imports the upper one
     "pipeline.engines": {"pipeline.generate", "pipeline.inspect", "pipeline.cli"},
     "trainer.data": {"trainer.nn", "trainer.methods", "trainer.evaluate", "trainer.engine", *_TRAINER_TOP},
     "trainer.nn": {"trainer.data", "trainer.methods", "trainer.evaluate", "trainer.engine", *_TRAINER_TOP},
-    "trainer.evaluate": {"trainer.methods", "trainer.engine", *_TRAINER_TOP},
-    "trainer.methods": {"trainer.evaluate", "trainer.engine", *_TRAINER_TOP},
-    "trainer.engine": {"trainer.evaluate", *_TRAINER_TOP},
+    "trainer.tuners": {"trainer.data", "trainer.methods", "trainer.evaluate", "trainer.engine", *_TRAINER_TOP},
+    "trainer.evaluate": {"trainer.tuners", "trainer.methods", "trainer.engine", *_TRAINER_TOP},
+    "trainer.methods": {"trainer.tuners", "trainer.evaluate", "trainer.engine", *_TRAINER_TOP},
+    "trainer.engine": {"trainer.tuners", "trainer.evaluate", *_TRAINER_TOP},
 }
 LIGHT = ("pipeline", "pipeline.cli", "pipeline.options", "trainer", "trainer.cli", "trainer.options", "trainer.methods")
+LIGHT += ("trainer.tuners", "trainer.tuners.spec", "trainer.finetune")
 HEAVY = {"torch", "diffusers", "transformers", "pyarrow", "datasets", "numpy", "PIL", "timm", "accelerate", "numba"}
+HEAVY |= {"peft", "matplotlib"}
 
 
 def sources():

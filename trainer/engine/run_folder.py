@@ -21,7 +21,7 @@ from manifests.storage import LocalStorage, explained
 CONFIG, ENVIRONMENT, METRICS, RESULTS = "config.yaml", "environment.json", "metrics.jsonl", "results.json"
 CHECKPOINTS, ENCODER, LOCK, OFFENDERS = "checkpoints", "encoder", ".lock", "offenders.json"
 
-_LIBRARIES = ("diffmix", "torch", "torchvision", "timm", "accelerate", "numpy", "pyarrow", "numba")
+_LIBRARIES = ("diffmix", "torch", "torchvision", "timm", "accelerate", "peft", "numpy", "pyarrow", "numba")
 
 
 class RunFolder:

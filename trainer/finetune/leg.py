@@ -28,6 +28,7 @@ from trainer.finetune import sequence
 from trainer.finetune.classifier import Classifier, new_head
 from trainer.finetune.shop import Shop
 from trainer.finetune.stage import Stage
+from trainer.nn import precision
 from trainer.nn.encoders import EncoderConfig
 from trainer.tuners.base import Tuner, make_tuner
 from trainer.tuners.spec import TunerSpec
@@ -157,6 +158,7 @@ class LegRun:
         """What was saved must give the same logits in a fresh encoder."""
         fresh, head = self._new_tuner(), copy.deepcopy(self.heads[-1])
         nn.init.zeros_(head.weight)
+        precision.prepare(fresh.model, self.shop.precision)
         self._load(fresh, head, folder, name)
         images = self.shop.images(test, _CHECKED)
         wanted = self.heads[-1](_evaluated(self.tuner.model, images))

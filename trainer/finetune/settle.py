@@ -131,7 +131,8 @@ def _check_tuners(encoder: nn.Module, config: FinetuneConfig) -> None:
         try:
             make_tuner(copy.deepcopy(encoder), parse(text), config.tuner)
         except UsageError as error:
-            raise UsageError(f"--peft {text}: {error}") from error
+            prefix = f"--peft {text}: "
+            raise UsageError(prefix + str(error).removeprefix(prefix)) from error
 
 
 def _fit_batch(config: FinetuneConfig, opened: Sequence[Task], *, given: bool) -> tuple[FinetuneConfig, list[str]]:

@@ -160,6 +160,12 @@ def test_warmup_takes_at_most_a_tenth():
     assert plan.lr(10) == 1.0
 
 
+def test_warmup_in_steps_wins_over_epochs():
+    plan = schedule(total=100, per_epoch=10, lr=1.0, warmup_epochs=5, warmup_steps=4)
+    assert plan.warmup_steps == 4
+    assert [plan.lr(step) for step in (0, 2, 4)] == [0.0, 0.5, 1.0]
+
+
 def test_weight_decay_follows_a_cosine():
     plan = schedule(total=200, weight_decay=0.04, final_weight_decay=0.4)
     assert [plan.weight_decay(step) for step in (0, 100, 200)] == pytest.approx([0.04, 0.22, 0.4])

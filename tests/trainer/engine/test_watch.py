@@ -87,6 +87,17 @@ def test_silent_ranks_and_closed_streams_do_not_matter():
     line.say("nobody listens")
 
 
+def test_lines_of_one_run_among_several_name_it():
+    stream = io.StringIO()
+    line = ProgressLine(speaks=True, stream=stream)
+    line.about = "lora-8"
+    line.show("step 1", force=True)
+    line.say("done")
+    line.about = ""
+    line.say("all done")
+    assert stream.getvalue() == "lora-8: step 1\nlora-8: done\nall done\n"
+
+
 def test_text_of_a_line():
     values = {"step": 20, "epoch": 1, "loss": 5.43219, "lr": 0.1, "images_per_second": 812.4, "data_wait": 0.0312}
     expected = "step 20/400 | epoch 1 | loss 5.432 | 812 images/s | data wait 3.1% | to go 1:01:05"

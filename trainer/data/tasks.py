@@ -6,6 +6,7 @@ The parts are a hash of the images' keys: the same for every tuner, seed and run
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -96,7 +97,7 @@ def open_task(spec: TaskSpec, *, max_pixels: int = MAX_PIXELS) -> Task:
         validation=validation,
         test=test,
         skipped=found.skipped if given is None else (*found.skipped, *given.skipped),
-        notes=_notes(train, classes.class_names),
+        notes=(*found.notes, *(() if given is None else given.notes), *_lacking(train, classes.class_names)),
         fingerprint=_fingerprint(classes.class_names, train, validation, test),
     )
 
@@ -109,7 +110,7 @@ def _test_part(spec: TaskSpec, found: Found, max_pixels: int) -> Found | None:
     """The images of `test=`, else the location's own test part, if it has one."""
     if spec.test is None:
         return found.test
-    if Path(spec.test).expanduser().resolve() == Path(spec.location).expanduser().resolve():
+    if paths.local(spec.test) == paths.local(spec.location):
         if found.test is not None:
             return found.test
         raise UsageError(f"{spec.text!r}: the test part is what is trained on; leave test= out, 15 % will be held out")
@@ -147,8 +148,7 @@ class _Classes:
         present = np.unique(test.numbers).tolist()
         mine, theirs = _known(self.names, self.numbers.tolist()), _known(test.names, present)
         if mine is None or theirs is None:
-            mine = {str(number): number for number in self.numbers.tolist()}
-            theirs = {str(number): number for number in present}
+            mine, theirs = _by_number(mine, self.numbers.tolist()), _by_number(theirs, present)
         lacking = [name for name in theirs if name not in mine]
         if lacking:
             raise UsageError(
@@ -163,6 +163,15 @@ def _known(names: Mapping[int, str], numbers: list[int]) -> dict[str, int] | Non
     """Number by name; None unless all have names, and different ones."""
     found = {unicodedata.normalize("NFC", names[number]): number for number in numbers if number in names}
     return found if len(found) == len(numbers) else None
+
+
+def _by_number(names: Mapping[str, int] | None, numbers: list[int]) -> dict[str, int]:
+    """Number by itself as text; by the names where these are numbers, as those of folders may be."""
+    if names is not None and all(name.isascii() and name.isdecimal() for name in names):
+        found = {str(int(name)): number for name, number in names.items()}
+        if len(found) == len(numbers):
+            return found
+    return {str(number): number for number in numbers}
 
 
 def _split(images: ImageSet, *, with_test: bool) -> list[NDArray[np.int64]]:
@@ -188,7 +197,7 @@ def _check_sizes(spec: TaskSpec, count: int, parts: Mapping[str, ImageSet]) -> N
         )
 
 
-def _notes(train: ImageSet, class_names: tuple[str, ...]) -> tuple[str, ...]:
+def _lacking(train: ImageSet, class_names: tuple[str, ...]) -> tuple[str, ...]:
     labels = train.label
     assert labels is not None
     trained = np.bincount(labels, minlength=len(class_names)) > 0
@@ -208,7 +217,7 @@ def _name(location: str) -> str:
     """The file's or folder's stem, without patterns; its folder's where that only says which split it is."""
     if location in digits.NAMES or location.startswith("torchvision:"):
         return location.removeprefix("torchvision:").partition("@")[0].lower()
-    path = Path(location.partition("://")[2] or location).expanduser().absolute()
+    path = Path(os.path.abspath(os.path.expanduser(location.partition("://")[2] or location)))  # noqa: PTH100, PTH111
     for part in (path, *path.parents):
         stem = part.name if part.is_dir() else part.name.partition(".")[0]
         stem = re.sub(r"\{[^{}]*\}|[*?\[\]]", "", stem)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifests.errors import UsageError
+from manifests.errors import StorageError, UsageError
 from tests.trainer.data.builders import open_pairs
 from tests.trainer.data.task_builders import contents, opened, png, samples, sizes, write_folder, write_tar
 from trainer.data.image_set import ImageSet, Subset
@@ -106,6 +106,13 @@ def test_the_classes_of_a_test_part_are_matched_by_number_without_names(tmp_path
     assert task.test.label is not None and task.test.label.tolist() == [1, 2, 1]
 
 
+def test_folders_that_are_named_by_numbers_match_numbers(tmp_path):
+    write_folder(tmp_path / "one", 120, [str(number) for number in range(12)])  # sorted, 10 and 11 come before 2
+    task = opened(f"{tmp_path}/one,test={write_tar(tmp_path / 'two.tar', samples([1, 2, 10], classes=12))}")
+    assert task.test.label is not None
+    assert [task.class_names[label] for label in task.test.label] == ["1", "2", "10"]
+
+
 def test_sparse_class_numbers_are_renumbered(tmp_path):
     members = {}
     for number in range(60):
@@ -182,6 +189,7 @@ def test_one_class_is_refused(tmp_path, classes):
         ("nowhere", "there is nothing at nowhere; a task is a folder with a folder of images for each class"),
         ("no-{0..3}.tar", "no-0.tar does not exist; check the numbers"),
         ("no-*.tar", "there is nothing at no-"),
+        ("~nobody-of-this-name/x", "there is nothing at ~nobody"),
         ("notes.txt", "notes.txt is .txt; a task is"),
         ("set.tar.gz", "set.tar.gz is .gz; a task is"),
     ],
@@ -271,6 +279,14 @@ def test_labels_name_the_same_class_in_every_part(tmp_path_factory, labels):
     for key, (name, _) in contents(task).items():
         assert name == str(labels[int(key)])
     os.unlink(tar)
+
+
+def test_a_path_that_the_system_refuses(tmp_path):
+    with pytest.raises(StorageError, match="cannot read"):
+        opened("x" * 5000)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UsageError, match=r"there is nothing at|does not exist"):
+        opened(f"{tmp_path}/loop,test={tmp_path}/other")
 
 
 def test_the_built_in_task_opens():

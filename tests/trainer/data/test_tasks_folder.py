@@ -10,7 +10,17 @@ from PIL import Image
 
 from manifests.errors import CorruptSetError, UsageError
 from tests.trainer.data.builders import picture
-from tests.trainer.data.task_builders import contents, file_bytes, jpeg, opened, png, sizes, write_folder
+from tests.trainer.data.task_builders import (
+    contents,
+    file_bytes,
+    jpeg,
+    opened,
+    png,
+    samples,
+    sizes,
+    write_folder,
+    write_tar,
+)
 from trainer.data.labelled import check
 from trainer.data.tasks import open_task, parse
 
@@ -41,6 +51,13 @@ def test_nested_folders_links_and_upper_case_count(folder, tmp_path):
     assert task.class_names == ("cat", "dog", "elk", "yak")
     assert found["cat/more/deep/A.PNG"][0] == "cat" and found["yak/b.jpeg"][0] == "yak"
     assert found["dog/link.png"] == ("dog", picture(0).tobytes())
+
+
+def test_archives_beside_class_folders_are_noted(folder):
+    write_tar(folder / "animals.tar", samples(range(9)))
+    task = opened(folder)
+    assert (task.class_names, sum(sizes(task))) == (("cat", "dog", "elk"), 60)
+    assert "animals.tar beside them passed over" in task.notes[0]
 
 
 def test_what_is_hidden_or_no_image_is_passed_over(folder):

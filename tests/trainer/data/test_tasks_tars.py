@@ -88,6 +88,9 @@ def test_a_samples_other_files_are_passed_over(tmp_path):
     task = opened(write_tar(tmp_path / "set.tar", dict(sorted(members.items()))))
     assert task.skipped == ()
     assert contents(task)["007"] == ("1", picture(7).tobytes())
+    assert task.notes[0].startswith(
+        "40 samples have several images and 80 of these are passed over, as in 000, of which png"
+    )
 
 
 def test_the_tars_of_a_pair_set_give_its_real_images(tmp_path):

@@ -54,6 +54,9 @@ class ArrayImages:
         """See `ImageFiles.pixels`."""
         return self.images[index]
 
+    def expect(self, indices: NDArray[np.int64], images: NDArray[np.int16]) -> None:
+        """Nothing to prepare."""
+
     def damaged(self, index: int, image: int, reason: str) -> CorruptSetError:
         """See `ImageFiles.damaged`."""
         return CorruptSetError(f"{self._names[index]} of {self.url}: {reason}")

@@ -25,13 +25,14 @@ class Found:
     """The images of one location; `test` is its own test part where it is known to have one.
 
     `numbers` is int64 [N], each image's class as the location numbers it, or `NO_LABEL`; `names` those of classes that
-    have one. `skipped` names what is no image of the set, each with its reason.
+    have one. `skipped` names what is no image of the set, each with its reason; `notes` say what else is to be known.
     """
 
     images: ImageSet
     numbers: NDArray[np.int64]
     names: Mapping[int, str] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     test: Found | None = None
 
 

@@ -147,6 +147,9 @@ class EncodedFiles:
         """Encoded bytes of an image, see `ByteReader.read`."""
         return self._bytes.read(int(self._images.numbers[index]), offset, size)
 
+    def expect(self, indices: NDArray[np.int64], images: NDArray[np.int16]) -> None:
+        """Nothing to prepare."""
+
     def damaged(self, index: int, image: int, reason: str) -> CorruptSetError:
         """The error that names the image and says what to do."""
         where = self._images.store.where(int(self._images.numbers[index]))

@@ -48,6 +48,16 @@ def find(folder: Path, max_pixels: int) -> Found:
     return Found(images=images, numbers=found, names=dict(enumerate(names)), skipped=tuple(tree.skipped))
 
 
+def has_classes(folder: Path) -> bool:
+    """Whether some folder in it that is not hidden holds an image."""
+    for entry in _Tree(folder).entries(folder):
+        if entry.is_dir():
+            for _, _, names in os.walk(entry.path):
+                if any(suffix(name) in _SUFFIXES for name in names):
+                    return True
+    return False
+
+
 @dataclass(slots=True)
 class _Tree:
     """One pass over a folder's classes."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from manifests.errors import UsageError
+from manifests.storage import explained
 from trainer.data.image_set import Subset
 from trainer.data.labelled import check, digits, folder, pairs, paths, tables, tars, torchvision_sets
-from trainer.data.labelled.base import NO_LABEL, Found
+from trainer.data.labelled.base import NO_LABEL, Found, text
 from trainer.data.labelled.encoded import EncodedImages
 
 KINDS = (
@@ -24,7 +26,8 @@ def find(location: str, max_pixels: int) -> Found:
 
     Raises `UsageError` where there are none, `DiffmixError` for what cannot be read.
     """
-    found = _labelled(_open(location, max_pixels), location)
+    with explained("read", location):
+        found = _labelled(_open(location, max_pixels), location)
     if isinstance(found.images, EncodedImages):
         images, kept, skipped = check.checked(found.images)
         found = replace(found, images=images, numbers=found.numbers[kept], skipped=(*found.skipped, *skipped))
@@ -40,7 +43,7 @@ def _open(location: str, max_pixels: int) -> Found:
         return torchvision_sets.find(location, max_pixels)
     if "://" in location and not location.startswith("file://"):
         return pairs.find(location)
-    path = Path(location.removeprefix("file://")).expanduser()
+    path = Path(os.path.expanduser(location.removeprefix("file://")))  # noqa: PTH111  `~` of nobody stays
     if path.is_dir():
         return _open_folder(path, max_pixels)
     files = paths.expand(str(path))
@@ -56,10 +59,18 @@ def _open_folder(path: Path, max_pixels: int) -> Found:
         return tables.find(path, [], str(path), max_pixels)
     for pattern in ("*.tar", "*.parquet", "data/*.parquet"):
         files = sorted(file for file in path.glob(pattern) if not file.name.startswith("."))
+        if files and folder.has_classes(path):
+            return _with_files_beside(folder.find(path, max_pixels), files)
         if files:
             paths.refuse_splits(files[0].parent, files)
             return _open_files(files, path, max_pixels)
     return folder.find(path, max_pixels)
+
+
+def _with_files_beside(found: Found, files: list[Path]) -> Found:
+    names = ", ".join(text(file.name) for file in files[:3]) + (", ..." if len(files) > 3 else "")
+    note = f"class folders are taken and {names} beside them passed over; --task {files[0]} takes that"
+    return replace(found, notes=(*found.notes, note))
 
 
 def _open_files(files: list[Path], path: Path, max_pixels: int) -> Found:

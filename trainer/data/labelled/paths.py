@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,11 @@ _MOST_FILES = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _SPLIT = re.compile(r"(train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?)(?:[-_.]?\d.*|[-_.].*)?", re.IGNORECASE)
+
+
+def local(location: str) -> Path:
+    """The absolute path, links followed; never raises: `~` of a user who does not exist stays."""
+    return Path(os.path.realpath(os.path.expanduser(location.removeprefix("file://"))))  # noqa: PTH111
 
 
 def expand(location: str) -> list[Path]:

@@ -48,7 +48,7 @@ def find(tars: list[Path], url: str, max_pixels: int) -> Found:
     names = names or _names_beside(tars[0], int(numbers.max()))
     lost = [sample for sample in samples if sample.fault or (sample.image is None and sample.label)]
     skipped = tuple(f"{tars[sample.tar].name}/{text(sample.name)}: {sample.fault or 'no image'}" for sample in lost)
-    return Found(images=images, numbers=numbers, names=names, skipped=skipped)
+    return Found(images=images, numbers=numbers, names=names, skipped=skipped, notes=_others(good))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ class _Sample:
     size: int = 0
     label: str | None = None
     fault: str = ""
+    others: int = 0  # images that were not chosen
     ends: set[str] = field(default_factory=set)
 
 
@@ -124,10 +125,26 @@ def _add(sample: _Sample, end: str, member: tarfile.TarInfo, file: IO[bytes]) ->
         sample.label = _content(member, file)
     elif kind == "json" and "." not in end and sample.label is None:
         sample.label = _label_in(_content(member, file))
-    elif kind in _RANK and (sample.image is None or _order(end) < _order(sample.image)):
+    elif kind in _RANK:
+        sample.others += sample.image is not None
+        if sample.image is not None and _order(end) >= _order(sample.image):
+            return
         stored = member.isreg() and not member.issparse()
         sample.image, sample.offset, sample.size = end, member.offset_data, member.size
         sample.fault = "" if stored else "a link or a sparse file inside a tar"
+
+
+def _others(samples: list[_Sample]) -> tuple[str, ...]:
+    """What is said of samples with several images: perhaps they were meant as samples of their own."""
+    several = [sample for sample in samples if sample.others]
+    if not several:
+        return ()
+    others = sum(sample.others for sample in several)
+    first = f"{text(several[0].name)}, of which {text(several[0].image or '')} is taken"
+    return (
+        f"{len(several)} samples have several images and {others} of these are passed over, as in {first}; a key ends "
+        "at a name's first dot",
+    )
 
 
 def _order(end: str) -> tuple[int, int]:

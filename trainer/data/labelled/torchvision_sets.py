@@ -164,6 +164,9 @@ class TorchvisionImages:
         except Exception as error:  # a dataset raises what its files make Pillow raise
             raise self.damaged(index, image, " ".join(str(error).split()) or type(error).__name__) from error
 
+    def expect(self, indices: NDArray[np.int64], images: NDArray[np.int16]) -> None:
+        """Nothing to prepare."""
+
     def damaged(self, index: int, image: int, reason: str) -> CorruptSetError:
         """See `ImageFiles.damaged`."""
         return CorruptSetError(f"image {index} of {self.url} cannot be read: {reason}; fetch the dataset again")

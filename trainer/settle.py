@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +13,7 @@ from manifests.errors import UsageError
 from trainer import recipes
 from trainer.config import DataConfig, PretrainConfig, resolve
 from trainer.data.mixing import Policy, make
+from trainer.data.order import largest_batch
 from trainer.data.rows import Rows
 from trainer.methods import METHODS
 from trainer.settings import merge, parse_assignments
@@ -123,8 +123,6 @@ def _fit_batch(config: PretrainConfig, items: int, *, given: bool) -> tuple[Pret
         raise UsageError(
             f"--batch-size {batch} is more than the {items} usable samples; give {items} or less, or a larger set"
         )
-    parts = config.run.accumulation
-    unit = next((unit for unit in (math.lcm(8, parts), parts) if unit <= items), items)
-    lowered = items // unit * unit
+    lowered = largest_batch(items, config.run.accumulation)
     note = f"batch size {batch} of the recipe lowered to {lowered}: the set has {items} usable samples"
     return replace(config, run=replace(config.run, batch_size=lowered)), [note]

@@ -72,6 +72,12 @@ def batches(num_items: int, batch_size: int) -> int:
     return num_items // batch_size
 
 
+def largest_batch(num_items: int, accumulation: int) -> int:
+    """Items of the largest batch that so few items fill: a multiple of 8 and of the micro-batches, where one fits."""
+    unit = next((unit for unit in (math.lcm(8, accumulation), accumulation) if unit <= num_items), num_items)
+    return num_items // unit * unit
+
+
 def micro_batch_size(batch_size: int, world_size: int, accumulation: int) -> int:
     """Items of one micro-batch of one rank. Raises `UsageError` if the global batch cannot be cut into equal ones."""
     parts = world_size * accumulation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +13,7 @@ from manifests.errors import UsageError
 from trainer import recipes
 from trainer.config import RunConfig
 from trainer.data import tasks
+from trainer.data.order import largest_batch
 from trainer.data.tasks import Task
 from trainer.data.view_plan import ViewConfig
 from trainer.finetune.config import FinetuneConfig, resolve
@@ -144,9 +144,7 @@ def _fit_batch(config: FinetuneConfig, opened: Sequence[Task], *, given: bool) -
             f"--batch-size {batch} is more than the {smallest} training images of the smallest task; give {smallest} "
             "or less"
         )
-    parts = config.run.accumulation
-    unit = next((unit for unit in (math.lcm(8, parts), parts) if unit <= smallest), smallest)
-    lowered = smallest // unit * unit
+    lowered = largest_batch(smallest, config.run.accumulation)
     if lowered < 2:
         raise UsageError(f"the smallest task has {smallest} training images; 2 are the least that a batch can have")
     run: RunConfig = replace(config.run, batch_size=lowered)

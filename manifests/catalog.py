@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -240,24 +241,46 @@ class Catalog:
                 tables.append(_columns(parquet, names))
         return pa.concat_tables(tables)
 
-    def __len__(self) -> int:
-        rows = 0
+    def group_tables(self, groups: Sequence[int], *names: str) -> Iterator[pa.Table]:
+        """`columns` of some row groups, numbered as in `group_starts` and ascending: a table for each."""
+        for file, members in itertools.groupby(groups, lambda group: self._groups[group][0]):
+            with self._parquet(file) as parquet:
+                _check_names(parquet, names)
+                for group in members:
+                    yield parquet.read_row_group(self._groups[group][1], columns=list(names))
+
+    @cached_property
+    def group_starts(self) -> NDArray[np.int64]:
+        """Position of the first row of each row group, and at last the number of rows: int64 [G + 1]."""
+        return np.cumsum([0, *(rows for _, _, rows in self._groups)], dtype=np.int64)
+
+    @cached_property
+    def _groups(self) -> list[tuple[str, int, int]]:
+        """File, number therein and rows of each row group."""
+        found = []
         for file in self._files:
             with self._parquet(file) as parquet:
-                rows += parquet.metadata.num_rows
-        return rows
+                numbers = range(parquet.num_row_groups)
+                found += [(file, number, parquet.metadata.row_group(number).num_rows) for number in numbers]
+        return found
+
+    def __len__(self) -> int:
+        return int(self.group_starts[-1])
 
     @cached_property
     def usable(self) -> NDArray[np.int64]:
         """Positions of the `ok` rows."""
-        found, start = [], 0
+        is_ok, start = np.ones(len(self), np.bool_), 0
         for file in self._files:
             with self._parquet(file, coded=["status"]) as parquet:
+                status = _paths(parquet).index("status")
                 for group in range(parquet.num_row_groups):
                     stop = start + parquet.metadata.row_group(group).num_rows
-                    found.append(start + _ok_rows(parquet, group))
+                    if not _are_all_ok(parquet, group, status):
+                        column = parquet.read_row_group(group, columns=["status"])["status"]
+                        is_ok[start:stop] = pc.equal(column, OK).to_numpy()
                     start = stop
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+        return np.flatnonzero(is_ok).astype(np.int64, copy=False)
 
     def permutation(self, seed: int) -> NDArray[np.int64]:
         """Positions of the `ok` rows in a random order that depends on `seed` alone."""
@@ -301,20 +324,23 @@ class Catalog:
             yield parquet
 
 
-def _ok_rows(parquet: pq.ParquetFile, group: int) -> NDArray[np.int64]:
-    """Numbers of the `ok` rows within a row group; its statistics spare the reading where all are."""
-    facts = parquet.metadata.row_group(group)
-    column = next(index for index in range(len(parquet.schema)) if parquet.schema.column(index).path == "status")
-    statistics = facts.column(column).statistics
-    if statistics is not None and statistics.has_min_max and statistics.min == statistics.max == OK:
-        return np.arange(facts.num_rows, dtype=np.int64)
-    status = parquet.read_row_group(group, columns=["status"])["status"]
-    return np.flatnonzero(pc.equal(status, OK).to_numpy()).astype(np.int64, copy=False)
+def _are_all_ok(parquet: pq.ParquetFile, group: int, status: int) -> bool:
+    """Whether the statistics of a row group's column number `status` say so: that spares the reading."""
+    statistics = parquet.metadata.row_group(group).column(status).statistics
+    return statistics is not None and statistics.has_min_max and statistics.min == statistics.max == OK
 
 
-def _columns(parquet: pq.ParquetFile, names: Sequence[str]) -> pa.Table:
-    paths = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
+def _paths(parquet: pq.ParquetFile) -> list[str]:
+    return [parquet.schema.column(index).path for index in range(len(parquet.schema))]
+
+
+def _check_names(parquet: pq.ParquetFile, names: Sequence[str]) -> None:
+    paths = _paths(parquet)
     for name in names:
         if not any(path == name or path.startswith(f"{name}.") for path in paths):
             raise UsageError(f"a pair set has no column {name!r}; it has {', '.join(paths)}")
+
+
+def _columns(parquet: pq.ParquetFile, names: Sequence[str]) -> pa.Table:
+    _check_names(parquet, names)
     return parquet.read(columns=list(names)).replace_schema_metadata(None)

@@ -14,7 +14,7 @@ from trainer.data import hashing
 
 Positions = NDArray[np.int64]  # row numbers of the manifest, ascending
 
-_ELEMENT = "synthetic.list.element"
+REAL, ELEMENT = "real", "synthetic.list.element"  # names of images in the manifest, before a field's
 _BLOCK = 1 << 16
 _FIRST_BYTES = np.array([256**count - 1 for count in range(9)], np.uint64)  # mask of a word's first bytes
 
@@ -56,10 +56,19 @@ def _hashes(strings: pa.ChunkedArray) -> NDArray[np.uint64]:
     return state
 
 
+def taken(column: pa.ChunkedArray, positions: Positions) -> NDArray[Any]:
+    """Values [N] of a column of numbers that lacks none."""
+    return _take(_joined(column.chunks), positions)
+
+
 def of_real(catalog: Catalog, fields: tuple[str, ...], positions: Positions) -> list[NDArray[Any]]:
     """One array [N] for each field of the real images, which all rows must have."""
-    column = catalog.columns(*(f"real.{field}" for field in fields))["real"]
-    return [_take(_field(column.chunks, field), positions) for field in fields]
+    return real_fields(catalog.columns(*(f"{REAL}.{field}" for field in fields)), fields, positions)
+
+
+def real_fields(table: pa.Table, fields: tuple[str, ...], positions: Positions) -> list[NDArray[Any]]:
+    """`of_real` for rows of a table by their number in it."""
+    return [_take(_field(table["real"].chunks, field), positions) for field in fields]
 
 
 def of_synthetic(catalog: Catalog, fields: tuple[str, ...], positions: Positions) -> list[NDArray[Any]]:
@@ -67,10 +76,18 @@ def of_synthetic(catalog: Catalog, fields: tuple[str, ...], positions: Positions
 
     Raises `CorruptSetError` unless every row has the K variations of the plan.
     """
-    column = catalog.columns(*(f"{_ELEMENT}.{field}" for field in fields))["synthetic"]
-    lengths = _in_one([np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks])
-    _check_lengths(catalog, _take(lengths, positions), positions)
-    elements = [chunk.flatten() for chunk in column.chunks]
+    table = catalog.columns(*(f"{ELEMENT}.{field}" for field in fields))
+    return synthetic_fields(catalog, table, fields, positions, 0)
+
+
+def synthetic_fields(
+    catalog: Catalog, table: pa.Table, fields: tuple[str, ...], positions: Positions, start: int
+) -> list[NDArray[Any]]:
+    """`of_synthetic` for rows of a table by their number in it; the first one is row `start` of the manifest."""
+    chunks = table["synthetic"].chunks
+    lengths = _in_one([np.diff(chunk.offsets.to_numpy()) for chunk in chunks])
+    _check_lengths(catalog, _take(lengths, positions), positions + start if start else positions)
+    elements = [chunk.flatten() for chunk in chunks]
     flat = [_field(elements, field) for field in fields]
     variations = catalog.plan.variations
     if len(lengths) == len(positions):
@@ -82,7 +99,7 @@ def of_synthetic(catalog: Catalog, fields: tuple[str, ...], positions: Positions
 def _check_lengths(catalog: Catalog, lengths: NDArray[np.int32], positions: Positions) -> None:
     wrong = np.flatnonzero(lengths != catalog.plan.variations)
     if len(wrong):
-        key = texts(catalog, "key", positions[wrong[:1]])[0].as_py()
+        key = catalog.rows(positions[wrong[:1]].tolist())[0].key
         raise CorruptSetError(
             f"{catalog.storage.url}: row {key} has {lengths[wrong[0]]} variations and the plan asks for "
             f"{catalog.plan.variations}; `pipeline verify` names all such rows, `pipeline repair` makes them again"

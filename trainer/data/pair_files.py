@@ -34,20 +34,22 @@ class PairFiles:
 
     def bytes(self, index: int, image: int) -> builtins.bytes:
         """The encoded bytes of an image of row `index`; raises `DiffmixError` if they cannot be read."""
-        places = self.rows.real if image == REAL else self.rows.synthetic
-        at = index if image == REAL else (index, image)
-        shard, offset, size = int(self.rows.shard[index]), int(places.offset[at]), int(places.size[at])
+        shard, offset, size = self.rows.places.of(index, image)
         data = self._read(shard, offset, size)
         if len(data) < size:
             raise self.damaged(index, image, f"its shard ends {size - len(data)} bytes before it does")
         return data
 
+    def expect(self, indices: NDArray[np.int64], images: NDArray[np.int16]) -> None:
+        """Read at once where these images lie, see `Places.expect`."""
+        self.rows.places.expect(indices, images)
+
     def damaged(self, index: int, image: int, reason: str) -> CorruptSetError:
         """The error that names the image and says what to do."""
         name = "the real image" if image == REAL else f"variation {image}"
-        url = self.rows.url
+        url, shard = self.rows.url, self.rows.places.of(index, image).shard
         return CorruptSetError(
-            f"{name} of {self.rows.keys([index])[0]} in {url}/{layout.tar_name(int(self.rows.shard[index]))} cannot be "
+            f"{name} of {self.rows.keys([index])[0]} in {url}/{layout.tar_name(shard)} cannot be "
             f"read: {reason}. `pipeline verify {url}` names all that is hurt, `pipeline repair {url}` makes it again"
         )
 

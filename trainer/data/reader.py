@@ -35,6 +35,11 @@ class Reader:
         pixels: NDArray[np.uint8] = self.cache[slot]
         return pixels
 
+    def expect(self, indices: NDArray[np.int64], images: NDArray[np.int16]) -> None:
+        """Prepare for images, [..., B], of rows `indices`, [B]: they are read faster then."""
+        if self.cache is None:
+            self._files.expect(indices, images)
+
     def slots(self, indices: NDArray[np.int64], numbers: NDArray[np.int16]) -> NDArray[np.int64]:
         """Where in `cache` the images `numbers` of rows `indices` lie, decoded if they were not yet; same shapes."""
         slots: NDArray[np.int64] = indices * self._per_row + (numbers - self._first)

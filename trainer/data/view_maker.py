@@ -110,6 +110,7 @@ class ViewMaker:
 def _decoded(reader: Reader, assigned: Assignment) -> tuple[list[Pixels], NDArray[np.int64]]:
     """Every image that feeds a view, decoded once, and which of them feeds each view, int64 [views, b]."""
     pictures: list[Pixels] = []
+    reader.expect(assigned.rows, assigned.images)
     which = np.empty(assigned.images.shape, np.int64)
     for item, row in enumerate(assigned.rows.tolist()):
         numbers = assigned.images[:, item].tolist()

@@ -193,7 +193,7 @@ def test_views_differ_between_items_epochs_and_seeds(rows):
 def test_a_damaged_image_stops_the_stream_with_its_name(tmp_path):
     rows = open_pairs(tmp_path / "set", 6)
     with (tmp_path / "set" / tar_name(0)).open("r+b") as file:
-        file.seek(int(rows.real.offset[1]))
+        file.seek(rows.places.of(1, REAL).offset)
         file.write(b"\0" * 64)
     with loader(rows, workers=3, batch_size=2) as batches, pytest.raises(CorruptSetError, match="real image of k1"):
         for _ in range(4):

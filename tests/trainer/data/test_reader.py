@@ -97,7 +97,7 @@ def test_threads_may_share_a_reader(tmp_path):
 def test_damaged_bytes_name_the_image_and_what_to_do(tmp_path, cache_bytes):
     rows = open_pairs(tmp_path / "set", 4)
     with (tmp_path / "set" / tar_name(1)).open("r+b") as file:
-        file.seek(int(rows.synthetic.offset[3, 0]))
+        file.seek(rows.places.of(3, 0).offset)
         file.write(b"\0" * 40)
     reader = Reader(rows, cache_bytes)
     reader.image(3, REAL)
@@ -120,7 +120,7 @@ def test_an_image_of_another_size_than_the_manifest_says_is_named(tmp_path):
 def test_a_shard_that_ends_too_early_is_named(tmp_path):
     rows = open_pairs(tmp_path / "set", 4, shards=1)
     path = tmp_path / "set" / tar_name(0)
-    path.write_bytes(path.read_bytes()[: int(rows.real.offset[2]) + 100])
+    path.write_bytes(path.read_bytes()[: rows.places.of(2, REAL).offset + 100])
     reader = Reader(rows)
     with pytest.raises(CorruptSetError, match=r"the real image of k2 .* its shard ends"):
         reader.image(2, REAL)

@@ -12,7 +12,22 @@ from manifests.catalog import merge
 from manifests.errors import CorruptSetError
 from tests.trainer.data.builders import open_pairs, write_pairs
 from trainer.data import columns
-from trainer.data.rows import Rows
+from trainer.data.places import Places
+from trainer.data.rows import REAL, Rows
+
+
+def assert_places(rows, expected):
+    """One by one in any order, and again after some were expected."""
+    random = np.random.default_rng(0)
+    for places in (rows.places, Places(rows.catalog, rows.positions)):
+        for index in random.permutation(len(expected)).tolist():
+            row = expected[index]
+            for image, of in enumerate((row.real, *row.synthetic), REAL):
+                assert places.of(index, image) == (row.shard, of.offset, of.size)
+    fresh = Places(rows.catalog, rows.positions)
+    fresh.expect(np.array([len(rows) - 1, 0]), np.array([[REAL, REAL], [0, 0]], np.int16))
+    last = expected[-1].synthetic[-1]
+    assert fresh.of(len(rows) - 1, len(expected[-1].synthetic) - 1) == (expected[-1].shard, last.offset, last.size)
 
 
 @pytest.mark.parametrize("variations", [1, 3])
@@ -24,13 +39,10 @@ def test_columns_say_what_the_rows_say(tmp_path, variations, failed, merged):
     expected = rows.catalog.rows(rows.positions.tolist())
     assert len(rows) == 10 - len(failed) == len(expected)
     assert rows.keys(np.arange(len(rows))) == [row.key for row in expected]
-    assert rows.shard.tolist() == [row.shard for row in expected]
     assert rows.label is not None and rows.label.tolist() == [row.label for row in expected]
-    assert rows.real.offset.tolist() == [row.real.offset for row in expected if row.real]
-    assert rows.real.size.tolist() == [row.real.size for row in expected if row.real]
-    assert rows.synthetic.offset.tolist() == [[image.offset for image in row.synthetic] for row in expected]
-    assert rows.synthetic.size.tolist() == [[image.size for image in row.synthetic] for row in expected]
-    assert rows.encoded_bytes == rows.real.size.sum() + rows.synthetic.size.sum()
+    assert_places(rows, expected)
+    sizes = [image.size for row in expected for image in (row.real, *row.synthetic)]
+    assert rows.encoded_bytes == pytest.approx(sum(sizes), rel=0.02)
 
 
 def test_keys_come_in_the_order_asked(tmp_path):
@@ -41,7 +53,7 @@ def test_filters_choose_rows(tmp_path):
     folder = write_pairs(tmp_path / "set", 9, failed=[1])
     rows = Rows.open(folder, ["label == 1"])
     assert rows.keys(range(len(rows))) == ["k4", "k7"]
-    assert rows.real.offset.tolist() == [row.real.offset for row in rows.catalog.rows([4, 7]) if row.real]
+    assert_places(rows, rows.catalog.rows([4, 7]))
 
 
 def test_labels_are_all_or_none(tmp_path):
@@ -69,7 +81,7 @@ def test_a_row_that_lacks_variations_is_named(tmp_path, monkeypatch):
     rows = open_pairs(tmp_path / "set", 4, variations=2)
     object.__setattr__(rows.catalog.plan, "variations", 3)
     with pytest.raises(CorruptSetError, match="row k0 has 2 variations and the plan asks for 3"):
-        _ = rows.synthetic
+        rows.places.of(0, 1)
 
 
 def test_the_fingerprint_tells_sets_and_selections_apart(tmp_path):

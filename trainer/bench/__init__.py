@@ -10,5 +10,6 @@ SECTIONS: dict[str, str] = {
     "fidelity": "trainer.bench.fidelity:measure",
     "resume": "trainer.bench.resume:measure",
     "steps": "trainer.bench.step_figures:measure",
+    "tuning": "trainer.bench.tuning:measure",
     "gpu": "trainer.bench.gpu:measure",
 }

@@ -24,7 +24,11 @@ _SETTINGS: dict[str, Callable[[Targets], dict[str, Any]]] = {
     "ia3": lambda targets: {"feedforward_modules": [name for name in targets.names if name.endswith("mlp.fc2")]},
 }
 # Methods that need more of the training loop than gradients.
-_REFUSED = {"adalora": "it changes ranks by a schedule of its own while training", "xlora": "it mixes trained adapters"}
+_REFUSED = {
+    "adalora": "it changes ranks by a schedule of its own while training",
+    "poly": "it needs the number of a task with every image",
+    "xlora": "it mixes adapters that were trained before",
+}
 _OF_LANGUAGE = ("adaption-prompt", "trainable-tokens")
 
 

@@ -130,7 +130,8 @@ def test_methods_of_language_models_are_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("adalora", "schedule"), ("xlora", "trained adapters"), ("ia3:4", "no rank")]
+    ("text", "said"),
+    [("adalora", "schedule"), ("xlora", "trained before"), ("poly", "number of a task"), ("ia3:4", "no rank")],
 )
 def test_methods_that_cannot_be_used_as_asked(text, said):
     with pytest.raises(UsageError, match=said):

@@ -1,7 +1,8 @@
 """The section `tuning`: a step of Block Expansion against the same network built by hand, and what it keeps in memory.
 
-ViT-Tiny on 64 px in patches of 8, 32 images, three new blocks, float32; time is of the processor, on one thread. Memory is counted, not sampled:
-tensors that autograd keeps for the backward pass, gradients and AdamW's two moments, without the weights.
+ViT-Tiny on 64 px in patches of 8, 32 images, three new blocks, float32; time is the processor's, on one thread. Memory
+is counted, not sampled: tensors that autograd keeps for the backward pass, gradients and AdamW's two moments, without
+the weights.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _ENCODER = EncoderConfig(name="vit_tiny_patch16_224", args={"patch_size": 8})
 
 
 def measure(settings: Settings, say: Say, encoder: EncoderConfig = _ENCODER, new_blocks: int = 3) -> list[Figure]:
-    """Milliseconds against the plain deeper model, kilobytes against full fine-tuning."""
+    """Milliseconds against the plain deeper model, megabytes against full fine-tuning."""
     with one_thread():
         tuner = _tuner(encoder, f"block-expansion:{new_blocks}")
         by_hand = deeper_by_hand(encoder, tuner)
@@ -33,9 +33,7 @@ def measure(settings: Settings, say: Say, encoder: EncoderConfig = _ENCODER, new
         tasks = {"ours": step(tuner.model), "by hand": step(by_hand)}
         for task in tasks.values():
             task()  # warms up
-        times = in_turns(
-            settings.round_count(7), tasks, say, time.process_time
-        )  # one thread: what others take is not ours
+        times = in_turns(settings.round_count(7), tasks, say, time.process_time)
         kept = {name: kept_bytes(model) for name, model in (("ours", tuner.model), ("full", full.model))}
     ratio, spread = times["ours"].speedup(times["by hand"])
     name = f"block expansion {encoder.name} +{new_blocks}, {IMAGES} images"

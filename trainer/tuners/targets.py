@@ -53,7 +53,7 @@ def query_and_value(encoder: nn.Module) -> Targets:
         return Targets(names=tuple(apart))
     raise UsageError(
         f"LoRA of query and value needs attention whose layers are known, and {type(encoder).__name__} has "
-        f"{_attentions(encoder)}. Adapt all layers instead (lora_targets=all), or choose another tuner"
+        f"{_attentions(encoder)}. Adapt all layers instead (--set tuner.lora_targets=all), or choose another tuner"
     )
 
 
@@ -74,7 +74,7 @@ def layers_of_blocks(encoder: nn.Module) -> Targets:
     if bypassed:
         raise UsageError(
             f"{type(encoder).__name__} multiplies by the weight of {bypassed[0]} without calling the layer, so that "
-            "adapters of all layers would leave it out; adapt query and value (lora:R with lora_targets=qv)"
+            "adapters of all layers would leave it out; adapt query and value (lora:R with --set tuner.lora_targets=qv)"
         )
     return Targets(names=names)
 

@@ -108,7 +108,7 @@ def finetune(dry_run: bool, as_json: bool, **values: Any) -> int:
         return 0
     outcome = run(request)
     if outcome.is_main:
-        _print({"state": outcome.state, "folder": outcome.folder, **outcome.results}, as_json, outcome.text())
+        _print({**outcome.results, "state": outcome.state, "folder": outcome.folder}, as_json, outcome.text())
     if outcome.state == "stopped":
         return RESUMABLE
     return CollapsedError.exit_code if outcome.state == "diverged" else 0

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.layers.config import use_fused_attn
 from torch import Tensor, nn
 
 from manifests.errors import DiffmixError, UsageError
@@ -60,6 +59,7 @@ def save_encoder(
             loaded = load_timm(temporary)
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
             raise ExportError(f"timm cannot load what was exported as {config.name!r}: {error}") from error
+        _attend_alike(bare, loaded)
         _check_equal(bare, loaded, image_size, 0)
 
 
@@ -150,10 +150,16 @@ def _read_description(folder: Path) -> dict[str, Any]:
 def _plain_copy(encoder: nn.Module) -> nn.Module:
     """The same network in float32 on the CPU in evaluation mode, with the default memory layout."""
     bare = copy.deepcopy(getattr(encoder, "_orig_mod", encoder))
-    for module in bare.modules():
-        if hasattr(module, "fused_attn"):  # which `nn.precision` may have changed; another order of sums is no fault
-            module.fused_attn = use_fused_attn()
     return bare.cpu().float().to(memory_format=torch.contiguous_format).eval()
+
+
+def _attend_alike(bare: nn.Module, loaded: nn.Module) -> None:
+    """Fused attention where timm has it: `nn.precision` may have changed that; another order of sums is no fault."""
+    kinds = dict(loaded.named_modules())
+    modules: Iterator[tuple[str, Any]] = bare.named_modules()
+    for name, module in modules:
+        if hasattr(module, "fused_attn") and hasattr(kinds.get(name), "fused_attn"):
+            module.fused_attn = kinds[name].fused_attn
 
 
 def _write_weights(state: Mapping[str, Tensor], file: Path) -> None:

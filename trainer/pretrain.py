@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from trainer.config import PretrainConfig
 from trainer.data.order import batches, micro_batch_size
-from trainer.engine.launch import adopt_srun, make_accelerator, shared_text, together
+from trainer.engine.launch import adopt_srun, make_accelerator, shared, together
 from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import RunFolder
 from trainer.engine.signals import stop_requested
@@ -33,7 +33,7 @@ def pretrain(request: Request) -> Outcome:
     processes = PartialState(cpu=not torch.cuda.is_available())
     run, main = settled.config.run, processes.is_main_process
     micro_batch_size(run.batch_size, processes.num_processes, run.accumulation)  # refuses before anything is made
-    folder = RunFolder(shared_text(request.out or _default_out(settled.config)))
+    folder = RunFolder(shared(request.out or _default_out(settled.config)))
     accelerator = make_accelerator(chosen, run.trackers, folder.path)
     line = ProgressLine(speaks=main)
     with contextlib.ExitStack() as stack:

@@ -17,6 +17,8 @@ from trainer.nn.collectives import gather_objects
 from trainer.recipes import read_yaml
 from trainer.settings import differences
 
+_SHOWN = 5  # settings that differ, in a message
+
 
 class Settings(Protocol):
     """What config.yaml holds of any command."""
@@ -119,7 +121,8 @@ def check_same(run: Path, config: Settings, advice: str = "") -> None:
         raise DiffmixError(f"cannot read {run / CONFIG}: {error}") from error
     found = differences(old if isinstance(old, dict) else {}, config.to_dict(), config.FREE)
     if found:
-        listed = "; ".join(f"{name}: {before!r} there, {now!r} now" for name, before, now in found)
+        listed = "; ".join(f"{name}: {before!r} there, {now!r} now" for name, before, now in found[:_SHOWN])
+        listed += f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise UsageError(
             f"{run} holds a run of other settings ({listed}). Use the same to go on, "
             f"{advice or f'another --out for a new run, and there --init {run} to begin with its weights'}."

@@ -118,6 +118,14 @@ def test_signals_save_and_exit_75(start, undisturbed, tmp_path, number):
     assert_same(out, reference)
 
 
+def test_what_one_rank_cannot_write_ends_both(start, tmp_path):
+    out, port = tmp_path / "out", free_port()
+    (out / "linear-lr0.2-seed0" / "results.json").mkdir(parents=True)
+    ranks = [start(out, srun(rank, port), peft=("linear", "lora:2"), steps=2) for rank in range(2)]
+    assert [rank.wait() for rank in ranks] == [1, 1]
+    assert "cannot write" in ranks[0].log.read_text()
+
+
 def test_two_ranks_do_what_one_does(start, undisturbed, tmp_path):
     how = {"settings": ("optim.name=sgd", "rates.learning_rates.default=[0.05]"), "at": "0,2"}
     reference = undisturbed(**how)

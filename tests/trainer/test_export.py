@@ -149,6 +149,15 @@ def test_a_run_that_spelt_out_attention_is_exported(tmp_path):
     assert not encoder.blocks[0].attn.fused_attn, "training goes on as it was"
 
 
+def test_attention_that_timm_itself_spells_out_is_exported(tmp_path):
+    """timm fuses that of Swin only if told to."""
+    sizes = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4, "img_size": 32}
+    config = EncoderConfig(name="swin_tiny_patch4_window7_224", args=sizes)
+    encoder = encoder_of(config)
+    save(encoder, tmp_path / "encoder", config)
+    assert torch.equal(features(load_timm(tmp_path / "encoder")), features(encoder))
+
+
 def test_an_older_encoder_is_replaced_and_nothing_else_is_left(tmp_path):
     run_of(tmp_path, EncoderConfig(name="resnet10t"))
     encoder = run_of(tmp_path, VIT)

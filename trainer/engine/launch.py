@@ -68,9 +68,9 @@ def together(act: Callable[[], T]) -> T:
     return result[0]
 
 
-def shared_text(text: str) -> str:
-    """The main process's text, on all."""
-    found = [text]
+def shared(value: T) -> T:
+    """The main process's value, on all."""
+    found = [value]
     broadcast_object_list(found)
     return found[0]
 

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from manifests.errors import DiffmixError, StorageError
+from manifests.errors import DiffmixError, StorageError, UsageError
 from manifests.storage import LocalStorage, explained
 
 CONFIG, ENVIRONMENT, METRICS, RESULTS = "config.yaml", "environment.json", "metrics.jsonl", "results.json"
@@ -28,6 +28,8 @@ class RunFolder:
     """Files of one run; every one but metrics.jsonl appears complete or not at all."""
 
     def __init__(self, path: str | Path) -> None:
+        if "://" in str(path):  # which as a path would be a folder of that name here
+            raise UsageError(f"--out {path}: runs are written to a folder; give a local or mounted path, and copy it")
         self.path = Path(path).expanduser().absolute()
         self._storage = LocalStorage(str(self.path))
 

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from manifests.errors import UsageError
 from trainer.data.order import micro_batch_size
-from trainer.engine.launch import adopt_srun, shared_text, together
+from trainer.engine.launch import adopt_srun, shared, together
 from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import CONFIG, ENVIRONMENT, RESULTS, RunFolder, environment
 from trainer.engine.signals import StopRequest, stop_requested
 from trainer.evaluate.retention import Retention
 from trainer.finetune import picture, results
+from trainer.finetune.inputs import INPUTS, check_inputs, inputs_of
 from trainer.finetune.leg import Leg, LegRun
 from trainer.finetune.settle import Request, Settled, settle
 from trainer.finetune.shop import Shop
@@ -51,10 +53,11 @@ def finetune(request: Request) -> Outcome:
     processes = PartialState(cpu=not torch.cuda.is_available())
     run, main = settled.config.run, processes.is_main_process
     micro_batch_size(run.batch_size, processes.num_processes, run.accumulation)  # refuses before anything is made
-    folder = RunFolder(shared_text(request.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-finetune"))
+    folder = RunFolder(shared(request.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-finetune"))
     line = ProgressLine(speaks=main)
     with contextlib.ExitStack() as stack:
-        found = together(lambda: _begin(folder, settled, line, stack if main else None))
+        found = shared(together(lambda: _begin(folder, settled, line, stack if main else None)))
+        together(lambda: _check_reach(folder))
         if found is not None:
             return Outcome(state="already finished", folder=str(folder.path), results=found, is_main=main)
         stop = stack.enter_context(stop_requested())
@@ -75,20 +78,29 @@ def _begin(
     """Lock and describe the folder; the results of a comparison that is complete already."""
     if stack is not None:
         stack.enter_context(folder.locked())
+    inputs = inputs_of(settled)
     if folder.exists():
         check_same(folder.path, settled.config, "another --out for other settings")
+        check_inputs(folder, inputs)
         found = folder.results()
         if found is not None:
             line.say(f"{folder.path} is finished: nothing to do")
             return found
         line.say(f"going on in {folder.path}")
     if stack is not None:
-        folder.create()
-        folder.write_text(CONFIG, settled.config.to_yaml()) if not folder.exists() else None
         folder.write_json(ENVIRONMENT, environment(sys.argv))
+        if not folder.exists():
+            folder.write_json(INPUTS, inputs)
+            folder.write_text(CONFIG, settled.config.to_yaml())
     for note in (*settled.notes, settled.config.to_yaml().rstrip(), *_described(settled)):
         line.say(note)
     return None
+
+
+def _check_reach(folder: RunFolder) -> None:
+    """What one process saves the others load."""
+    if not folder.exists():
+        raise UsageError(f"{folder.path} is not the same folder on all machines: choose an --out that they share")
 
 
 def _described(settled: Settled) -> list[str]:

@@ -40,6 +40,10 @@ class ImageConfig:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
+    def __post_init__(self) -> None:
+        good = self.std is None or all(value > 0 for value in self.std)
+        require(good, "images.std", list(self.std or ()), "three numbers above 0")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateConfig:

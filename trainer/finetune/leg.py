@@ -10,26 +10,29 @@ import copy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from manifests.errors import DiffmixError
 from manifests.storage import explained
 from trainer.data.image_set import ImageSet
-from trainer.engine.launch import together
+from trainer.engine.launch import shared, together
 from trainer.engine.loop import CollapsedError
-from trainer.engine.run_folder import RESULTS, RunFolder
+from trainer.engine.run_folder import CHECKPOINTS, RESULTS, RunFolder
 from trainer.engine.signals import StopRequest
-from trainer.export import save_encoder
+from trainer.export import ExportError, save_encoder
 from trainer.finetune import sequence
 from trainer.finetune.classifier import Classifier, new_head
 from trainer.finetune.shop import Shop
 from trainer.finetune.stage import Stage
 from trainer.nn import precision
 from trainer.nn.encoders import EncoderConfig
+from trainer.tuners import files
 from trainer.tuners.base import Tuner, make_tuner
 from trainer.tuners.spec import TunerSpec
 
@@ -65,7 +68,7 @@ class LegRun:
 
     def carry_out(self, stop: StopRequest) -> dict[str, Any] | None:
         """What was measured, as in results.json; None if a signal stopped the leg before its end."""
-        finished = self.folder.results()
+        finished = shared(self.folder.results())
         if finished is not None:
             return finished
         torch.manual_seed(self.leg.seed)  # LoRA draws its first matrices
@@ -74,7 +77,7 @@ class LegRun:
             for number in range(len(self.shop.settled.tasks)):
                 if not self._task(number, stop):
                     return None
-        except CollapsedError as error:
+        except (CollapsedError, FloatingPointError) as error:
             return self._write({**self._about(), "state": "diverged", "reason": str(error)})
         return self._write({**self._about(), "state": "finished", **self._final()})
 
@@ -85,8 +88,9 @@ class LegRun:
         head = new_head(int(self.shop.num_features), len(task.class_names), self.leg.seed)
         self.heads.append(head.to(self.shop.device))
         if number and self._has_own_adapters:
+            torch.manual_seed(self.leg.seed)  # also where an earlier call trained what comes before
             self.tuner.add(self._adapter(number))
-        facts = folder.results()
+        facts = shared(folder.results())
         if facts is None:
             trained = self._stage(number, folder).train(stop)
             if trained is None:
@@ -117,22 +121,21 @@ class LegRun:
         shop, name = self.shop, self._adapter(number)
         together(lambda: self._save(folder.path) if shop.is_main else None)
         together(lambda: self._check_reload(folder.path, name, shop.settled.tasks[number].test))
-        validation = shop.accuracy(self.tuner.model, self.heads[number], shop.settled.tasks[number].validation)
-        facts = {**trained, "validation_accuracy": validation, "accuracies": self._accuracies(number)}
+        validation, test = zip(*(self._accuracies(task) for task in range(number + 1)), strict=True)
+        facts = {**trained, "validation_accuracies": list(validation), "accuracies": list(test)}
         facts |= {"source_adapters_off": self._adapters_off()}
-        if shop.is_main:
-            folder.write_json(RESULTS, facts)
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        together(lambda: _conclude(folder, facts) if shop.is_main else None)
         return facts
 
-    def _accuracies(self, last: int) -> list[float]:
-        """On the test part of each task so far."""
-        found = []
-        for number, task in enumerate(self.shop.settled.tasks[: last + 1]):
-            if self._has_own_adapters:
-                self.tuner.activate(self._adapter(number))
-            found.append(self.shop.accuracy(self.tuner.model, self.heads[number], task.test))
-        return found
+    def _accuracies(self, number: int) -> tuple[float, float]:
+        """On the validation and test parts of a task, after which its adapter stays active."""
+        task = self.shop.settled.tasks[number]
+        if self._has_own_adapters:
+            self.tuner.activate(self._adapter(number))
+        validation, test = (
+            self.shop.accuracy(self.tuner.model, self.heads[number], part) for part in (task.validation, task.test)
+        )
+        return validation, test
 
     def _adapters_off(self) -> float | None:
         """Accuracy on the source with adapters switched off."""
@@ -143,15 +146,17 @@ class LegRun:
 
     def _save(self, folder: Path) -> None:
         self.tuner.save(folder / ADAPTER)
-        head = self.heads[-1]
-        with explained("write", str(folder / HEAD)):
-            save_file({name: value.contiguous().cpu() for name, value in head.state_dict().items()}, folder / HEAD)
-            (folder / HEAD).chmod(0o644)
+        files.replace_weights(folder / HEAD, self.heads[-1].state_dict())
 
     def _load(self, tuner: Tuner, head: nn.Linear, folder: Path, name: str) -> None:
         tuner.load(folder / ADAPTER, name)
-        with explained("read", str(folder / HEAD)):
-            head.load_state_dict(load_file(folder / HEAD))
+        try:
+            with explained("read", str(folder / HEAD)):
+                head.load_state_dict(load_file(folder / HEAD))
+        except (SafetensorError, RuntimeError) as error:
+            raise DiffmixError(
+                f"{folder / HEAD} is damaged ({error}): remove {self.folder.path} and run the same command again"
+            ) from error
 
     @torch.inference_mode()
     def _check_reload(self, folder: Path, name: str, test: ImageSet) -> None:
@@ -199,7 +204,7 @@ class LegRun:
         names = [task.name for task in self.shop.settled.tasks]
         return {
             "new_accuracy": gained,
-            "validation_accuracy": self._facts["validation_accuracy"],
+            "validation_accuracy": fmean(self._facts["validation_accuracies"]),
             "source_accuracy_before": before.get("source_accuracy"),
             "source_accuracy_after": kept,
             "source_accuracy_adapters_off": self._facts["source_adapters_off"],
@@ -212,10 +217,13 @@ class LegRun:
         }
 
     def _write(self, facts: dict[str, Any]) -> dict[str, Any]:
-        if self.shop.is_main:
-            self._export() if facts["state"] == "finished" else None
-            self.folder.write_json(RESULTS, facts)
-        return facts
+        together(lambda: self._keep(facts) if self.shop.is_main else None)
+        return shared(facts)
+
+    def _keep(self, facts: dict[str, Any]) -> None:
+        if facts["state"] == "finished":
+            self._export()
+        _conclude(self.folder, facts)
 
     def _export(self) -> None:
         """The adapted encoder as a plain timm model, where there is one; `linear` leaves the encoder as it was."""
@@ -224,14 +232,20 @@ class LegRun:
             return
         network, changed = merged
         origin, views = self.shop.settled.origin, self.shop.settled.views
-        save_encoder(
-            network,
-            self.folder.encoder,
-            config=EncoderConfig(name=origin.encoder.name, args={**origin.encoder.args, **changed}),
-            image_size=views.size,
-            mean=views.mean,
-            std=views.std,
-        )
+        config = EncoderConfig(name=origin.encoder.name, args={**origin.encoder.args, **changed})
+        try:
+            save_encoder(
+                network, self.folder.encoder, config=config, image_size=views.size, mean=views.mean, std=views.std
+            )
+        except ExportError as error:  # the adapter is saved and checked: it can be used without
+            self.shop.line.say(f"there is no {self.folder.encoder}: {error}")
+
+
+def _conclude(folder: RunFolder, facts: dict[str, Any]) -> None:
+    """The results make a task, or a leg, done; restart points of what is done are of no use."""
+    folder.write_json(RESULTS, facts)
+    for left in folder.path.glob(f"**/{CHECKPOINTS}"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _evaluated(network: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -87,6 +87,8 @@ def open_origin(init: str, encoder: EncoderConfig | None, size: int | None = Non
     if init.startswith("timm:") and not name.startswith("local-dir:"):
         return _of_timm(init, name, encoder, size)
     if folder.is_dir():
+        if encoder is not None:
+            raise UsageError(f"--init {init} says itself which network it is: leave out encoder.name and encoder.args")
         return _of_folder(folder, size)
     if encoder is None and folder.is_file():
         raise UsageError(
@@ -100,6 +102,11 @@ def open_origin(init: str, encoder: EncoderConfig | None, size: int | None = Non
 
 
 def _of_timm(init: str, name: str, encoder: EncoderConfig | None, size: int | None) -> Origin:
+    if encoder is None and name.startswith("hf-hub:"):
+        raise UsageError(
+            f"--init {init} does not say which network it holds: add --set encoder.name=NAME, such as "
+            "vit_base_patch16_224 (and images.size, images.mean, images.std where they differ from that network's)"
+        )
     if not name.startswith("hf-hub:"):
         check_name(name)
     return _of_name(init, encoder or EncoderConfig(name=name), size)

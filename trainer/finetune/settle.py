@@ -77,14 +77,14 @@ def settle(request: Request) -> Settled:
     opened = tuple(tasks.open_task(tasks.parse(text), max_pixels=config.data.max_pixels) for text in config.tasks)
     config, more = _fit_batch(config, opened, given="batch_size" in (asked.get("run") or {}))
     encoder, note = origin.make()
-    _check_tuners(encoder, config)
+    config, unfit = _fit_tuners(encoder, config, given="peft" in asked)
     return Settled(
         config=config,
         origin=origin,
         encoder=encoder,
         tasks=_named_apart(opened),
         source=open_source(config.source, origin, config.evaluation, max_pixels=config.data.max_pixels),
-        notes=(*notes, note, *more, *_skipped(opened)),
+        notes=(*notes, note, *unfit, *more, *_skipped(opened)),
     )
 
 
@@ -125,14 +125,20 @@ def _check_rates(optim: Any) -> None:
             )
 
 
-def _check_tuners(encoder: nn.Module, config: FinetuneConfig) -> None:
-    """A tuner that does not fit the encoder is told before any is trained."""
+def _fit_tuners(encoder: nn.Module, config: FinetuneConfig, *, given: bool) -> tuple[FinetuneConfig, list[str]]:
+    """A tuner that does not fit the encoder is told before any is trained; one that nobody asked for is left out."""
+    fitting, notes = [], []
     for text in config.peft:
         try:
             make_tuner(copy.deepcopy(encoder), parse(text), config.tuner)
+            fitting.append(text)
         except UsageError as error:
             prefix = f"--peft {text}: "
-            raise UsageError(prefix + str(error).removeprefix(prefix)) from error
+            told = prefix + str(error).removeprefix(prefix)
+            if given:
+                raise UsageError(told) from error
+            notes.append(f"left out: {told}")
+    return replace(config, peft=tuple(fitting)), notes
 
 
 def _fit_batch(config: FinetuneConfig, opened: Sequence[Task], *, given: bool) -> tuple[FinetuneConfig, list[str]]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from manifests.errors import UsageError
 from trainer.data.image_set import ImageSet
 from trainer.data.plain_images import PlainImages
 from trainer.engine.progress import ProgressLine
@@ -35,7 +36,10 @@ class Shop:
     before: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.before = self.source(self.encoder)
+        try:
+            self.before = self.source(self.encoder)
+        except FloatingPointError as error:
+            raise UsageError(f"--init {self.settled.config.init}: {error}; give other weights") from error
 
     @property
     def num_features(self) -> int:

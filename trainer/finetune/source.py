@@ -62,7 +62,10 @@ def open_source(text: str, origin: Origin, config: RetentionConfig, *, max_pixel
     spec = tasks.parse(text)
     if spec.test is None and _is_pair_set(spec.location):
         return _of_pairs(spec.location, origin, config)
-    task = tasks.open_task(spec, max_pixels=max_pixels)
+    try:
+        task = tasks.open_task(spec, max_pixels=max_pixels)
+    except UsageError as error:
+        raise UsageError(f"--source {text}: {error}") from error
     return Source(
         location=text,
         bank=_part(task.train, config.bank),

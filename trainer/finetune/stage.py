@@ -16,7 +16,7 @@ from trainer.data.order import Cursor, batches
 from trainer.data.tasks import Task
 from trainer.engine import checkpoint
 from trainer.engine.checkpoint import Checkpoint
-from trainer.engine.launch import make_accelerator, together
+from trainer.engine.launch import make_accelerator, shared, together
 from trainer.engine.loop import Loop, Pace, Values
 from trainer.engine.optim import OptimConfig, Schedule, make_optimiser
 from trainer.engine.run_folder import METRICS, RunFolder
@@ -27,7 +27,6 @@ from trainer.finetune.config import FinetuneConfig
 from trainer.finetune.shop import Shop
 from trainer.nn import precision
 from trainer.nn.batchnorm import synchronised
-from trainer.resume import check_data
 
 _MEASURED = ("new_accuracy", "source_accuracy", "source_linear_accuracy")
 
@@ -62,7 +61,11 @@ class Stage:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.free_memory()
-        return {"curve": self._curve(), "seconds": loop.meter.seconds, "steps": loop.step}
+        return {
+            "curve": shared(self._curve() if self.shop.is_main else []),
+            "seconds": loop.meter.seconds,
+            "steps": loop.step,
+        }
 
     def _run(self, loop: Loop, stop: StopRequest, saved: Checkpoint | None) -> bool:
         if not self.shop.is_main:
@@ -141,7 +144,6 @@ class Stage:
             metrics=None,
         )
         if saved is not None:
-            check_data(saved, loader.fingerprint, anyway=False)
             loop.restore(saved)
         return loop
 
@@ -167,8 +169,7 @@ class Stage:
         return {"new_accuracy": self.shop.accuracy(network, self.method.head, self.task.test), **source}
 
     def _curve(self) -> list[dict[str, float | int]]:
-        """What was measured, by iteration; every rank reads it, since all go on with it."""
-        self.accelerator.wait_for_everyone()
+        """What was measured, by iteration, as the main process wrote it down."""
         points: list[dict[str, float | int]] = []
         for line in (self.folder.path / METRICS).read_text("utf-8").splitlines():
             values = json.loads(line)

@@ -12,6 +12,7 @@ from torch import nn
 
 from manifests.errors import UsageError
 from trainer.choices import class_of
+from trainer.settings import require
 from trainer.tuners import OTHERS, TUNERS
 from trainer.tuners.modes import train_what_is_trainable
 from trainer.tuners.spec import TunerSpec
@@ -24,6 +25,10 @@ class TunerConfig:
     lora_targets: Literal["qv", "all"] = "qv"
     lora_alpha: float | None = None
     lora_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.lora_alpha is None or self.lora_alpha > 0, "tuner.lora_alpha", self.lora_alpha, "above 0, or null")
+        require(0 <= self.lora_dropout < 1, "tuner.lora_dropout", self.lora_dropout, "from 0 to below 1")
 
 
 class Tuner(ABC):

@@ -100,6 +100,11 @@ class BlockExpansionModel(BaseTuner):
             names = list(blocks)
             peft_config.target_modules = [names[position] for position in sorted(set(positions))]
             peft_config.num_new_blocks = len(peft_config.target_modules)
+        if unknown := [name for name in peft_config.target_modules if name not in blocks]:
+            raise UsageError(
+                f"block expansion of {', '.join(unknown)}: {type(self.model).__name__} has the blocks "
+                f"{', '.join(blocks)}; an adapter fits encoders of the depth and names that it was trained in"
+            )
         return peft_config
 
     @staticmethod

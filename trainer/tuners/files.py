@@ -53,6 +53,14 @@ def write_weights(file: Path, state: Mapping[str, Tensor]) -> None:
         )
 
 
+def replace_weights(file: Path, state: Mapping[str, Tensor]) -> None:
+    """Tensors as safetensors, complete or not at all, in place of an older file."""
+    temporary = file.with_name(f".{file.name}")
+    write_weights(temporary, state)
+    with explained("write", str(file)):
+        _settle(temporary, file)
+
+
 def read(folder: Path, weights: str, description: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors on the CPU and the description; raises `DiffmixError` if one is missing or damaged."""
     for name in (description, weights):

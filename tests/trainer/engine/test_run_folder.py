@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from manifests.errors import DiffmixError
+from manifests.errors import DiffmixError, UsageError
 from trainer.engine.run_folder import RunFolder, environment
 
 
@@ -119,3 +119,8 @@ def test_environment_names_versions_and_processes(monkeypatch):
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert torch.__version__.startswith(found["libraries"]["torch"])
     json.dumps(found)
+
+
+def test_runs_are_not_written_to_urls():
+    with pytest.raises(UsageError, match="local or mounted path"):
+        RunFolder("s3://bucket/runs/a")

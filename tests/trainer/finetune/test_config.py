@@ -44,6 +44,9 @@ def test_every_scale_has_a_recipe():
         ("tasks=[]", "one or more tasks"),
         ("adapters=two", "adapters is 'two'"),
         ("data.max_pixels=0", "data.max_pixels"),
+        ("images.std=[0.2, 0, 0.2]", "images.std"),
+        ("tuner.lora_dropout=1", "tuner.lora_dropout"),
+        ("tuner.lora_alpha=0", "tuner.lora_alpha"),
     ],
 )
 def test_wrong_settings_are_named(assignment, message):

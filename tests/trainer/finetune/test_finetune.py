@@ -146,6 +146,9 @@ def test_a_sequence_fills_the_accuracy_matrix(sequence):
         assert list(row["forgetting"]) == ["colours"]
         assert {point["task"] for point in row["curve"]} == {0, 1}
         assert (out / row["folder"] / "02-two" / "adapter").is_dir()
+        validation = json.loads((out / row["folder"] / "02-two" / "results.json").read_text())["validation_accuracies"]
+        assert len(validation) == 2, "a rate that forgets the first task is not the best one"
+        assert row["validation_accuracy"] == pytest.approx(sum(validation) / 2)
 
 
 def test_adapters_of_their_own_keep_earlier_tasks(sequence):
@@ -214,7 +217,8 @@ def test_a_dry_run_says_what_would_be_and_makes_nothing(init, colours, tmp_path)
         ({"peft": ("linear", "block-expansion:9")}, "--peft block-expansion:9: "),
         ({"settings": ["optim.lr=1"]}, "--set rates.learning_rates.default=[1e-3]"),
         ({"run": {"batch_size": 5000}}, "--batch-size 5000 is more than"),
-        ({"source": "nowhere"}, "nowhere"),
+        ({"source": "nowhere"}, "--source nowhere: "),
+        ({"encoder": {"name": "resnet18"}}, "leave out encoder.name"),
         ({"settings": ["images.augment=simcl"]}, "did you mean 'simclr'"),
         ({"settings": ["recipe=digits"]}, "by --recipe"),
     ],
@@ -224,6 +228,19 @@ def test_what_cannot_work_is_refused_with_advice(init, colours, tmp_path, how, m
         run(init, tmp_path / "out", [colours], **how)
     assert message in str(caught.value)
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_default_tuners_that_do_not_fit_are_left_out(tmp_path, colours):
+    from trainer.finetune.settle import Request
+    from trainer.nn.encoders import EncoderConfig, make_encoder
+
+    torch.save(make_encoder(EncoderConfig(name="resnet18_cifar"), 32).state_dict(), tmp_path / "weights.pth")
+    flags = {"init": str(tmp_path / "weights.pth"), "encoder": {"name": "resnet18_cifar"}, "tasks": (colours,)}
+    facts = describe(Request(recipe="digits", flags={**flags, "source": "none"}))
+    assert {leg.split("-")[0] for leg in facts["runs"]} == {"full", "linear"}
+    assert "left out: --peft block-expansion: " in facts["text"]
+    with pytest.raises(UsageError, match="lora:2"):
+        describe(Request(recipe="digits", flags={**flags, "source": "none", "peft": ("linear", "lora:2")}))
 
 
 def test_encoders_of_other_data_have_no_default_task(init, tmp_path):

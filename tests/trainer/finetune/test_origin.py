@@ -61,6 +61,7 @@ def test_a_file_needs_to_be_told_its_network(tmp_path):
         ("nowhere", "there is no such file or folder"),
         ("resnet18", "did you mean timm:resnet18"),
         ("timm:resnet181", "did you mean"),
+        ("timm:hf-hub:someone/something", r"add --set encoder\.name=NAME"),
     ],
 )
 def test_what_is_not_there_is_named(init, message):

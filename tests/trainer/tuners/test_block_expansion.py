@@ -263,6 +263,14 @@ def test_chosen_positions_and_names_that_only_end_alike():
         expanded(both)
 
 
+def test_an_adapter_of_a_deeper_encoder_is_refused(tmp_path):
+    expanded(encoder(), 2).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"blocks\.3: VisionTransformer has .*blocks\.1, blocks\.2;"):
+        PeftModel.from_pretrained(timm_model("vit_tiny_patch16_224"), tmp_path)
+    with pytest.raises(UsageError, match=r"blocks\.0\.attn"):
+        expanded(encoder(), target_modules=["blocks.0.attn"])
+
+
 def test_merging_says_what_to_do():
     with pytest.raises(UsageError, match="trainer export"):
         expanded(encoder()).merge_and_unload()

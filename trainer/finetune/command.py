@@ -59,7 +59,8 @@ def finetune(request: Request) -> Outcome:
         found = shared(together(lambda: _begin(folder, settled, line, stack if main else None)))
         together(lambda: _check_reach(folder))
         if found is not None:
-            return Outcome(state="already finished", folder=str(folder.path), results=found, is_main=main)
+            state = "already finished" if found["state"] == "finished" else found["state"]
+            return Outcome(state=state, folder=str(folder.path), results=found, is_main=main)
         stop = stack.enter_context(stop_requested())
         return _Comparison(settled, folder, line, processes).carry_out(stop)
 
@@ -168,12 +169,11 @@ class _Comparison:
             yield from ((leg, False) for leg in _legs(self.settled, spec, rates))
 
     def _report(self, rows: list[dict[str, Any]], tried: list[dict[str, Any]]) -> Outcome:
-        diverged = any(row["state"] == "diverged" for row in rows)
         found = results.collect(self.settled, self.shop.before, rows, tried)
         if self.shop.is_main:
             found["pictures"] = [str(path) for path in picture.draw(found, self.folder.path)]
             self.folder.write_json(RESULTS, found)
-        return self._outcome("diverged" if diverged else "finished", found)
+        return self._outcome(found["state"], found)
 
     def _outcome(self, state: str, found: dict[str, Any]) -> Outcome:
         return Outcome(state=state, folder=str(self.folder.path), results=found, is_main=self.shop.is_main)

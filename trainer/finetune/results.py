@@ -23,7 +23,7 @@ def collect(
     """All that results.json says, accuracies as shares in 0..1."""
     source = settled.source
     return {
-        "state": "finished",
+        "state": "diverged" if any(row["state"] == "diverged" for row in rows) else "finished",
         "method": "finetune",
         "encoder": settled.origin.encoder.name,
         "init": settled.config.init,

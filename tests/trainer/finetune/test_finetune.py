@@ -182,6 +182,8 @@ def test_a_diverging_leg_does_not_stop_the_others(init, colours, tmp_path):
     states = {row["tuner"]: row["state"] for row in results(tmp_path / "out")["tuners"]}
     assert states == {"full": "diverged", "linear": "finished"}
     assert "full at 1e+30, seed 0, diverged: " in outcome.text()
+    again = run(init, tmp_path / "out", [colours], ("full", "linear"), settings=wild)
+    assert again.state == "diverged", "and so does the second call"
 
 
 def test_without_a_source_only_the_gain_is_measured(init, colours, tmp_path):

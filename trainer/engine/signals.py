@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +35,9 @@ def stop_requested() -> Iterator[StopRequest]:
     def note(signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and request and time.monotonic() >= request.since + patience:
             raise KeyboardInterrupt
+        if not request:  # `print` is not safe in a handler
+            with contextlib.suppress(OSError):
+                os.write(sys.stderr.fileno(), b"\nstopping after this step ...\n")
         request.since = request.since or time.monotonic()
         request.signal_name = signal.Signals(signum).name
 

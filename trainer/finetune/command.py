@@ -110,6 +110,7 @@ def _described(settled: Settled) -> list[str]:
         f"validation and {len(task.test)} test images of {task.location}"
         for task in settled.tasks
     ]
+    parts.append(f"images are shown at {settled.views.size} px, as the encoder was trained")
     source = settled.source
     if source is not None:
         parts.append(f"source {source.location}: bank {len(source.bank)}, {len(source.queries)} queries; {source.note}")

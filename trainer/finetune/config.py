@@ -14,6 +14,7 @@ from trainer.settings import as_yaml, check_keys, plain, require, section
 from trainer.tuners.base import TunerConfig
 
 DEFAULT_TUNERS = ("full", "linear", "lora:8", "block-expansion")
+SET_BY_RATES = ("lr", "reference_batch", "warmup_epochs", "warmup_steps")  # of optim: each tuner has its own
 NO_SOURCE = "none"  # --source none: forgetting is not measured
 
 
@@ -134,6 +135,8 @@ class FinetuneConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, as in config.yaml; the inverse of `resolve`."""
         values: dict[str, Any] = plain(asdict(self))
+        for name in SET_BY_RATES:
+            del values["optim"][name]
         return values
 
     def to_yaml(self) -> str:

@@ -114,7 +114,12 @@ def _of_timm(init: str, name: str, encoder: EncoderConfig | None, size: int | No
 
 def _of_name(init: str, encoder: EncoderConfig, size: int | None) -> Origin:
     """With the images that timm says the model was trained on."""
-    cfg = timm.get_pretrained_cfg(encoder.name, allow_unregistered=True)
+    try:
+        cfg = timm.get_pretrained_cfg(encoder.name, allow_unregistered=True)
+    except RuntimeError as error:  # of a tag that the model does not have
+        model = encoder.name.partition(".")[0]
+        known = ", ".join(name for name in timm.list_pretrained(f"{model}.*"))
+        raise UsageError(f"--init {init}: {error}; timm has {known or 'no weights of that model'}") from error
     input_size = cfg.input_size[-1] if cfg else 224
     mean, std = ((tuple(cfg.mean), tuple(cfg.std)) if cfg else _IMAGENET)  # fmt: skip
     return Origin(init=init, encoder=encoder, size=size or input_size, mean=_three(mean), std=_three(std))

@@ -9,12 +9,13 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 PICTURE = "gain-and-forgetting.png"
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; a marker each, for print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_LEAST_SPAN = 10  # points of accuracy
 _MARKERS = "osD^vP*X<>hp"
 
 
@@ -71,9 +72,10 @@ def _label_ends(axes: Axes, before: float, tasks: str) -> None:
     axes.axvline(before, color="#999999", linestyle=":", zorder=0, label="source before")
     axes.set(
         xlabel="source: kNN accuracy after fine-tuning, %  (left: forgotten)",
-        ylabel=f"new task: test accuracy, %\n{tasks}",
+        ylabel=f"{tasks}: test accuracy, %",
         title="Gain against forgetting, at the end",
     )
+    _widen(axes)
     axes.grid(alpha=0.25)
 
 
@@ -103,9 +105,22 @@ def _label_way(axes: Axes, before: float, found: Mapping[str, Any]) -> None:
     axes.set_xscale("symlog", linthresh=10)
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set(
-        xlabel="iteration",
+        xlabel="iteration (logarithmic from 10)",
         ylabel="source: kNN accuracy, %",
         title=f"Source on the way: {Path(found['source']['location']).name}",
     )
     axes.grid(alpha=0.25)
     axes.set_xlim(left=0)
+    curve = next(row["curve"] for row in found["tuners"] if row["state"] == "finished")
+    axes.set_xticks(_running([(point["task"], point["iteration"]) for point in curve]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    _widen(axes, x=False)
+
+
+def _widen(axes: Axes, *, x: bool = True) -> None:
+    """At least ten points a side: a single image more or less should not look like a cliff."""
+    for get, put in ((axes.get_ylim, axes.set_ylim), (axes.get_xlim, axes.set_xlim))[: 1 + x]:
+        low, high = get()
+        if high - low < _LEAST_SPAN:
+            middle = (low + high) / 2
+            put(middle - _LEAST_SPAN / 2, middle + _LEAST_SPAN / 2)

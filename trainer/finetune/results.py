@@ -15,6 +15,7 @@ from trainer.finetune.settle import Settled
 from trainer.tuners.spec import TunerSpec
 
 _CONFIDENCE = 0.95
+_SPREAD = ("new_accuracy", "source_accuracy_after", "source_linear_accuracy_after", "mean_accuracy")
 
 
 def collect(
@@ -83,11 +84,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "learning_rate": rate,
             "seeds": len(group),
             "trainable_parameters": group[0]["trainable_parameters"],
-            **{
-                name: _spread([row[name] for row in group])
-                for name in ("new_accuracy", "source_accuracy_after", "mean_accuracy")
-                if group[0][name] is not None
-            },
+            **{name: _spread([row[name] for row in group]) for name in _SPREAD if group[0].get(name) is not None},
         }
         for (tuner, rate), group in groups.items()
     ]
@@ -145,7 +142,7 @@ def leg_line(row: Mapping[str, Any]) -> str:
     return f"new {row['new_accuracy']:.1%}{source}, {row['trainable_parameters']:,} trained parameters"
 
 
-_COLUMNS = ("tuner", "learning rate", "trained", "new task", "source", "change", "mean")
+_COLUMNS = ("tuner", "learning rate", "trained", "new task", "source kNN", "change", "source probe", "mean")
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -158,17 +155,27 @@ def text(found: Mapping[str, Any]) -> str:
         for row in found["tuners"]
         if row["state"] == "diverged"
     ]
-    test = sum(task["test"] for task in tasks)
-    names = ", ".join(task["name"] for task in tasks)
-    lines.append(f"new task: test accuracy on {names} ({test} images; one of them is {1 / test:.1%})")
-    if source is not None:
-        lines.append(
-            f"source: kNN accuracy of the adapted encoder on {source['queries']} images of {source['location']}, "
-            f"{source['source_accuracy']:.1%} before; change in points"
-        )
+    lines += _footnotes(tasks, source)
     lines += _of_sequence(found)
     lines += [f"picture: {path}" for path in found.get("pictures", ())]
     return "\n".join(lines)
+
+
+def _footnotes(tasks: Sequence[Mapping[str, Any]], source: Mapping[str, Any] | None) -> list[str]:
+    """What the columns are, and how fine and how far above chance their numbers can be."""
+    test = sum(task["test"] for task in tasks)
+    names = ", ".join(task["name"] for task in tasks)
+    chance = statistics.fmean(1 / max(1, len(task["classes"])) for task in tasks)
+    lines = [f"new task: test accuracy on {names}, {test} images (one is {100 / test:.2g} points; chance {chance:.1%})"]
+    if source is not None:
+        probe = source.get("source_linear_accuracy")
+        lines += [
+            f"source: {source['queries']} images of {source['location']} seen by the adapted encoder, kNN "
+            f"{source['source_accuracy']:.1%} before, change in points"
+            + (f"; a linear probe fitted before, {probe:.1%} then" if probe is not None else ""),
+            "mean: of new task and source kNN",
+        ]
+    return lines
 
 
 def _history(found: Mapping[str, Any]) -> list[str]:
@@ -200,6 +207,7 @@ def _cells(group: Mapping[str, Any], source: Mapping[str, Any] | None) -> tuple[
         _percent(group.get("new_accuracy")),
         _percent(kept),
         change,
+        _percent(group.get("source_linear_accuracy_after")),
         _percent(group.get("mean_accuracy")),
     )
 

@@ -16,7 +16,7 @@ from trainer.data import tasks
 from trainer.data.order import largest_batch
 from trainer.data.tasks import Task
 from trainer.data.view_plan import ViewConfig
-from trainer.finetune.config import FinetuneConfig, resolve
+from trainer.finetune.config import SET_BY_RATES, FinetuneConfig, resolve
 from trainer.finetune.origin import Origin, newest_run, open_origin
 from trainer.finetune.source import Source, default_source, open_source, was_trained_on_digits
 from trainer.nn.encoders import EncoderConfig
@@ -116,7 +116,7 @@ def _recipe(request: Request, origin: Origin, typed_tasks: Sequence[str]) -> tup
 
 def _check_rates(optim: Any) -> None:
     """Refuse settings of the optimiser that each leg replaces by its own."""
-    for name in ("lr", "reference_batch", "warmup_epochs", "warmup_steps"):
+    for name in SET_BY_RATES:
         if isinstance(optim, Mapping) and name in optim:
             key = "rates.warmup_steps" if "warmup" in name else "rates.learning_rates"
             raise UsageError(
@@ -174,5 +174,5 @@ def _skipped(opened: Sequence[Task]) -> list[str]:
         if task.skipped:
             shown = "; ".join(task.skipped[:3])
             more = f" and {len(task.skipped) - 3} more" if len(task.skipped) > 3 else ""
-            notes.append(f"task {task.name}: {len(task.skipped)} images skipped: {shown}{more} (all in results.json)")
+            notes.append(f"task {task.name}: {len(task.skipped)} left out: {shown}{more} (all in results.json)")
     return notes

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from manifests.errors import UsageError
-from trainer.choices import unknown
+from trainer.choices import nearest
 from trainer.tuners import TUNERS
 
 # What the size counts, and its default; None: known once the encoder is.
@@ -37,7 +37,11 @@ def parse(text: str) -> TunerSpec:
     name = name.lower().replace("_", "-")
     known = [*TUNERS, *peft_names()]
     if name not in known:
-        raise unknown("tuner", name, known)
+        meant = nearest(name, known, alike=0.4)
+        raise UsageError(
+            f"unknown tuner {name!r}{f'; did you mean {meant!r}?' if meant else '.'} Known: {', '.join(TUNERS)}, and "
+            "PEFT's other methods by PEFT's names, such as dora:8, loha:8 or ia3"
+        )
     if not colon:
         return TunerSpec(text=text, name=name, size=_SIZES.get(name, ("", None))[1])
     return TunerSpec(text=text, name=name, size=_size(text, name, digits))

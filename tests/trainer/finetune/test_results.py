@@ -18,6 +18,7 @@ def row(tuner="full", rate=0.1, seed=0, new=0.8, kept=0.6, validation=0.7, state
         "validation_accuracy": validation,
         "source_accuracy_before": 0.9,
         "source_accuracy_after": kept,
+        "source_linear_accuracy_after": 0.55,
         "mean_accuracy": (new + kept) / 2,
         "backward_transfer": None,
         "forgetting": {},
@@ -65,7 +66,7 @@ def found(rows, **more):
         "tuners": rows,
         "summary": results.summarise(rows),
         "source": {"location": "data/pairs", "queries": 100, "source_accuracy": 0.9},
-        "tasks": [{"name": "photos", "test": 50}],
+        "tasks": [{"name": "photos", "test": 50, "classes": ["a", "b", "c", "d"]}],
         "pretraining": {},
         **more,
     }
@@ -74,10 +75,10 @@ def found(rows, **more):
 def test_the_table_is_aligned_and_says_what_was_lost():
     text = results.text(found([row(), row("block-expansion:2", new=0.75, kept=0.88)]))
     table = [line for line in text.splitlines() if line.startswith(("tuner", "full", "block"))]
-    assert table[1].split() == ["full", "0.1", "1,234", "80.0", "60.0", "-30.0", "70.0"]
-    assert table[2].split() == ["block-expansion:2", "0.1", "1,234", "75.0", "88.0", "-2.0", "81.5"]
+    assert table[1].split() == ["full", "0.1", "1,234", "80.0", "60.0", "-30.0", "55.0", "70.0"]
+    assert table[2].split() == ["block-expansion:2", "0.1", "1,234", "75.0", "88.0", "-2.0", "55.0", "81.5"]
     assert len({len(line) for line in table}) == 1
-    assert "50 images; one of them is 2.0%" in text
+    assert "50 images (one is 2 points; chance 25.0%)" in text
 
 
 def test_diverged_legs_are_told():
@@ -85,9 +86,9 @@ def test_diverged_legs_are_told():
 
 
 def test_no_source_no_change():
-    rows = [{**row(), "source_accuracy_after": None, "mean_accuracy": None}]
+    rows = [{**row(), "source_accuracy_after": None, "mean_accuracy": None, "source_linear_accuracy_after": None}]
     line = next(line for line in results.text(found(rows, source=None)).splitlines() if line.startswith("full"))
-    assert line.split() == ["full", "0.1", "1,234", "80.0", "-", "-", "-"]
+    assert line.split() == ["full", "0.1", "1,234", "80.0", "-", "-", "-", "-"]
 
 
 def test_the_way_of_the_encoder_is_told_beside_raw_pixels():

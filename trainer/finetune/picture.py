@@ -16,6 +16,7 @@ PICTURE = "gain-and-forgetting.png"
 # Okabe and Ito's colours, which the colour-blind can tell apart; a marker each, for print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _LEAST_SPAN = 10  # points of accuracy
+_LEAST_FACTOR = 1.6  # between iterations that are labelled
 _MARKERS = "osD^vP*X<>hp"
 
 
@@ -100,6 +101,15 @@ def _running(points: Sequence[tuple[int, int]]) -> list[int]:
     return counts
 
 
+def _apart(iterations: Sequence[int]) -> list[int]:
+    """Those whose labels do not run into each other on a logarithmic axis; the last one stays."""
+    kept = [iterations[-1]]
+    for iteration in reversed(iterations):
+        if kept[-1] > _LEAST_FACTOR * iteration:
+            kept.append(iteration)
+    return kept
+
+
 def _label_way(axes: Axes, before: float, found: Mapping[str, Any]) -> None:
     axes.axhline(before, color="#999999", linestyle=":", zorder=0)
     axes.set_xscale("symlog", linthresh=10)
@@ -112,7 +122,7 @@ def _label_way(axes: Axes, before: float, found: Mapping[str, Any]) -> None:
     axes.grid(alpha=0.25)
     axes.set_xlim(left=0)
     curve = next(row["curve"] for row in found["tuners"] if row["state"] == "finished")
-    axes.set_xticks(_running([(point["task"], point["iteration"]) for point in curve]))
+    axes.set_xticks(_apart(_running([(point["task"], point["iteration"]) for point in curve])))
     axes.xaxis.set_minor_locator(NullLocator())
     _widen(axes, x=False)
 

@@ -157,7 +157,7 @@ def test_rows_of_the_large_set_show_the_images_of_the_small_one(tmp_path):
     resume.write(tmp_path / "small", tmp_path / "large", 10_100)
     small, large = Rows.open(str(tmp_path / "small")), Rows.open(str(tmp_path / "large"))
     assert len(large) == 10_100
-    assert set(large.shard.tolist()) == {0, 1}
+    assert {large.places.of(index, REAL).shard for index in range(10_100)} == {0, 1}
     assert len(set(large.keys(range(10_100)))) == 10_100
     one, other = Reader(small), Reader(large)
     for number in (REAL, 0):
@@ -294,7 +294,7 @@ def test_suite_and_command_print_the_figures(monkeypatch):
 def test_unknown_section_is_a_usage_error():
     result = CliRunner().invoke(cli, ["bench", "--sections", "loader,speed"])
     assert result.exit_code == 2
-    assert "known: loader, fidelity, resume, steps, gpu" in result.output
+    assert "known: loader, fidelity, resume, steps, tuning, gpu" in result.output
 
 
 def test_every_section_can_be_imported():

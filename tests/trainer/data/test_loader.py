@@ -236,6 +236,8 @@ def test_waiting_is_counted(rows):
 
 
 _SCRIPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a background job would ignore it
 import sys
 from trainer.data.loader import Loader
 from trainer.data.mixing import MixConfig, make

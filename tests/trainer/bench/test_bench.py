@@ -161,8 +161,8 @@ def test_rows_of_the_large_set_show_the_images_of_the_small_one(tmp_path):
     assert len(set(large.keys(range(10_100)))) == 10_100
     one, other = Reader(small), Reader(large)
     for number in (REAL, 0):
-        known = {one.bytes(index, number) for index in range(3)}
-        assert {other.bytes(index, number) for index in range(0, 10_100, 500)} <= known
+        known = {one.image(index, number).tobytes() for index in range(3)}
+        assert {other.image(index, number).tobytes() for index in range(0, 10_100, 500)} <= known
         assert len(known) == 3
 
 

@@ -23,6 +23,7 @@ from trainer.methods.base import Progress
 from trainer.methods.dino import DINO, DINOConfig
 from trainer.methods.dino_loss import dino_loss, teacher_probabilities
 from trainer.methods.simclr import SimCLR, SimCLRConfig
+from trainer.nn import precision
 from trainer.nn.encoders import EncoderConfig, make_encoder
 
 Step = Callable[[], Tensor]  # one whole optimiser step; returns its loss, detached
@@ -141,7 +142,9 @@ def make_optimiser(*networks: nn.Module) -> Optimizer:
 
 
 def our_step(method: DINO | SimCLR, views: Views) -> Step:
-    """As the engine does it."""
+    """As the engine does it, in the memory layout that it chooses."""
+    kind: precision.EncoderKind = "vit" if hasattr(method.encoder, "patch_embed") else "convnet"
+    precision.prepare(method, precision.choose(torch.device("cpu"), kind))
     optimiser = make_optimiser(method)
 
     def step() -> Tensor:

@@ -17,6 +17,8 @@ SIMCLR = StepTask(name="simclr", method="simclr", encoder="test_resnet", images=
 @pytest.fixture
 def no_lightly(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightly", None)
+    for name in [name for name in sys.modules if name.startswith("lightly.")]:  # of a test that found it
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "trainer.bench.lightly_steps", raising=False)
 
 

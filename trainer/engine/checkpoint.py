@@ -19,7 +19,7 @@ from manifests.errors import DiffmixError
 from manifests.storage import LocalStorage, explained
 
 _NAME = re.compile(r"step-([0-9]{9,})\.pt")
-VERSION = 1
+VERSION = 2  # 1 had another order of samples
 
 
 class DamagedError(DiffmixError):

@@ -167,6 +167,9 @@ class _Comparison:
                 grid = self.settled.config.rates.grid_of(spec.name)
                 yield from ((leg, True) for leg in _legs(self.settled, spec, grid, seeds=1))
                 rates = results.chosen_rates(spec, tried)
+                self.line.say(
+                    f"{spec.text}: shown at {', '.join(f'{rate:g}' for rate in rates)}, by validation accuracy"
+                )
             yield from ((leg, False) for leg in _legs(self.settled, spec, rates))
 
     def _report(self, rows: list[dict[str, Any]], tried: list[dict[str, Any]]) -> Outcome:

@@ -85,6 +85,8 @@ class LegRun:
         """Train task `number`, or take what an earlier call trained; False if a signal stopped it."""
         task = self.shop.settled.tasks[number]
         folder = RunFolder(self.folder.path / f"{number + 1:02d}-{task.name}")
+        if len(self.shop.settled.tasks) > 1:
+            self.shop.line.about = f"{self.leg.name} {task.name}"
         head = new_head(int(self.shop.num_features), len(task.class_names), self.leg.seed)
         self.heads.append(head.to(self.shop.device))
         if number and self._has_own_adapters:

@@ -139,7 +139,10 @@ def leg_line(row: Mapping[str, Any]) -> str:
         return f"{row['state']}: {row.get('reason')}"
     kept = row["source_accuracy_after"]
     source = "" if kept is None else f", source {row['source_accuracy_before']:.1%} -> {kept:.1%}"
-    return f"new {row['new_accuracy']:.1%}{source}, {row['trainable_parameters']:,} trained parameters"
+    return (
+        f"new {row['new_accuracy']:.1%} (validation {row['validation_accuracy']:.1%}){source}, "
+        f"{row['trainable_parameters']:,} trained parameters"
+    )
 
 
 _COLUMNS = ("tuner", "learning rate", "trained", "new task", "source kNN", "change", "source probe", "mean")

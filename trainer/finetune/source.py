@@ -39,7 +39,10 @@ def default_source(origin: Origin) -> str:
             f"measured: {advice}"
         )
     if not _is_pair_set(origin.data_url):
-        raise UsageError(f"{origin.data_url}, which the encoder of {origin.init} was trained on, is gone: {advice}")
+        raise UsageError(
+            f"the encoder of {origin.init} was trained on {origin.data_url}, which is not there (seen from "
+            f"{Path.cwd()}): {advice}"
+        )
     return origin.data_url
 
 

@@ -99,7 +99,7 @@ def test_a_truncated_file_is_damaged_wherever_it_ends(whole, tmp_path_factory, s
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps({"version": 1}), pickle.dumps([1])])
+@pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps({"version": 2}), pickle.dumps([1])])
 def test_other_files_are_no_checkpoints(tmp_path, content):
     checkpoint.save(tmp_path, at(1), keep=5)
     path = tmp_path / checkpoint.name_of(2)
@@ -108,7 +108,7 @@ def test_other_files_are_no_checkpoints(tmp_path, content):
     assert (found.step, skipped) == (1, [path])
 
 
-@pytest.mark.parametrize("values", [[1, 2], {"version": 1, "step": 3}, {"version": 1, "cursor": [0, 0], "odd": 1}])
+@pytest.mark.parametrize("values", [[1, 2], {"version": 2, "step": 3}, {"version": 2, "cursor": [0, 0], "odd": 1}])
 def test_torch_files_of_something_else_are_no_checkpoints(tmp_path, values):
     torch.save(values, tmp_path / "x.pt")
     with pytest.raises(DamagedError):
@@ -125,7 +125,7 @@ class Malicious:
 
 def test_nothing_in_a_file_is_executed(tmp_path):
     trap = tmp_path / "trap"
-    torch.save({"version": 1, "cursor": [0, 0], "step": Malicious(trap)}, tmp_path / "x.pt")
+    torch.save({"version": 2, "cursor": [0, 0], "step": Malicious(trap)}, tmp_path / "x.pt")
     (tmp_path / "y.pt").write_bytes(pickle.dumps(Malicious(trap)))
     for name in ("x.pt", "y.pt"):
         with pytest.raises(DamagedError):
@@ -136,7 +136,7 @@ def test_nothing_in_a_file_is_executed(tmp_path):
 def test_another_version_is_refused_and_never_passed_over(tmp_path):
     checkpoint.save(tmp_path, at(1), keep=5)
     checkpoint.save(tmp_path, replace(at(2), version=99), keep=5)
-    with pytest.raises(DiffmixError, match="has checkpoint version 99; this diffmix reads 1"):
+    with pytest.raises(DiffmixError, match="has checkpoint version 99; this diffmix reads 2"):
         checkpoint.newest(tmp_path)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from trainer.choices import class_of
-from trainer.config import PretrainConfig
+from trainer.config import PretrainConfig, RunConfig
 from trainer.data.loader import Loader
 from trainer.data.mixing import Policy
 from trainer.data.order import Cursor
@@ -23,6 +23,8 @@ from trainer.methods.base import Method
 from trainer.nn import precision
 from trainer.nn.batchnorm import synchronised
 from trainer.nn.encoders import check_size, make_encoder
+
+AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 
 def make_method(config: PretrainConfig) -> Method:
@@ -39,13 +41,13 @@ def make_method(config: PretrainConfig) -> Method:
 
 
 def fit_to_device(
-    method: Method, config: PretrainConfig, chosen: precision.Precision, accelerator: Accelerator
-) -> Method:
+    method: AnyMethod, run: RunConfig, chosen: precision.Precision, accelerator: Accelerator
+) -> AnyMethod:
     """The method with the layout, attention, BatchNorm and compilation that suit the device."""
     precision.prepare(method, chosen)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         method = synchronised(method)
-    if config.run.compile:
+    if run.compile:
         method.trained_encoder.compile()
     return method
 
@@ -71,9 +73,9 @@ def make_loader(
     )
 
 
-def total_steps(config: PretrainConfig, steps_per_epoch: int) -> int:
+def total_steps(run: RunConfig, steps_per_epoch: int) -> int:
     """Optimiser steps of the run: `max_steps` where given, else all epochs."""
-    return config.run.max_steps or max(1, round(config.run.epochs * steps_per_epoch))
+    return run.max_steps or max(1, round(run.epochs * steps_per_epoch))
 
 
 def make_schedule(config: PretrainConfig, steps_per_epoch: int) -> Schedule:
@@ -81,7 +83,7 @@ def make_schedule(config: PretrainConfig, steps_per_epoch: int) -> Schedule:
     return Schedule(
         config=config.optim,
         batch_size=config.run.batch_size,
-        total_steps=total_steps(config, steps_per_epoch),
+        total_steps=total_steps(config.run, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
     )
 

@@ -62,7 +62,7 @@ def describe(request: Request) -> dict[str, Any]:
     make_method(config)  # refuses encoders and settings that cannot be
     items = settled.policy.num_items
     per_epoch = batches(items, config.run.batch_size)
-    steps = total_steps(config, per_epoch)
+    steps = total_steps(config.run, per_epoch)
     counts = f"{items} samples, {per_epoch} steps an epoch, {steps} steps of {config.run.batch_size} images"
     return {
         "config": config.to_dict(),

@@ -86,7 +86,7 @@ class Run:
         if config.init is not None and start.saved is None:
             line.say(initialise(method.trained_encoder, config.init))
             method.initialised()
-        self.method = parts.fit_to_device(method, config, chosen, accelerator)
+        self.method = parts.fit_to_device(method, config.run, chosen, accelerator)
         cursor = start.saved.cursor if start.saved else (0, 0)
         self.loader = parts.make_loader(config, settled.policy, self.method, accelerator, cursor)
         self.schedule = parts.make_schedule(config, self.loader.steps_per_epoch)

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from trainer import parts
 from trainer.data import mixing
 from trainer.data.loader import Loader
 from trainer.data.mixing import MixConfig
@@ -25,8 +26,6 @@ from trainer.engine.stepper import Stepper
 from trainer.finetune.classifier import Classifier
 from trainer.finetune.config import FinetuneConfig
 from trainer.finetune.shop import Shop
-from trainer.nn import precision
-from trainer.nn.batchnorm import synchronised
 
 _MEASURED = ("new_accuracy", "source_accuracy", "source_linear_accuracy")
 
@@ -123,7 +122,7 @@ class Stage:
         loop = Loop(
             stepper=Stepper(
                 accelerator=self.accelerator,
-                method=self._fitted(),
+                method=parts.fit_to_device(self.method, config.run, self.shop.precision, self.accelerator),
                 optimiser=make_optimiser(self.method, self.optim),
                 schedule=schedule,
                 seed=self.seed,
@@ -150,17 +149,8 @@ class Stage:
     def _schedule(self) -> Schedule:
         run = self.config.run
         per_epoch = batches(len(self.task.train), run.batch_size)
-        total = run.max_steps or max(1, round(run.epochs * per_epoch))
+        total = parts.total_steps(run, per_epoch)
         return Schedule(config=self.optim, batch_size=run.batch_size, total_steps=total, steps_per_epoch=per_epoch)
-
-    def _fitted(self) -> Classifier:
-        """With the layout, attention, BatchNorm and compilation that suit the device."""
-        precision.prepare(self.method, self.shop.precision)
-        if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
-            synchronised(self.method)
-        if self.config.run.compile:
-            self.method.network.compile()
-        return self.method
 
     def _probe(self, step: int) -> Values:
         network = self.method.network

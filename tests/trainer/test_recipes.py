@@ -40,9 +40,10 @@ def test_small_ones_take_a_step(name):
         lambda **overrides: make_encoder(config.encoder, config.views.size, **overrides), config.method.settings
     )
     optimiser = make_optimiser(method, config.optim)
-    local = torch.randn(method.num_local_crops, 2, 3, config.views.local_size, config.views.local_size)
+    images = 4  # what one group of MixedAE takes
+    local = torch.randn(method.num_local_crops, images, 3, config.views.local_size, config.views.local_size)
     views = Views(
-        crops=torch.randn(2, 2, 3, config.views.size, config.views.size),
+        crops=torch.randn(method.num_crops, images, 3, config.views.size, config.views.size),
         local_crops=local if method.num_local_crops else None,
     )
     loss = method(views, Progress(step=50, total_steps=100, steps_per_epoch=1)).loss
@@ -51,7 +52,7 @@ def test_small_ones_take_a_step(name):
     assert missing == [], "DDP would wait for these"
     optimiser.step()
     assert loss.isfinite()
-    assert method.encoder(views.crops[0]).shape == (2, method.encoder.num_features)
+    assert method.encoder(views.crops[0]).shape == (images, method.encoder.num_features)
 
 
 @pytest.mark.parametrize("typed", ["simclr-cifar", "dino-digit", "barlow-imagenet"])

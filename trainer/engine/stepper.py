@@ -23,7 +23,8 @@ from trainer.methods.base import Method, Progress
 class Stepper:
     """A method and its optimiser on this process's device.
 
-    Every step seeds torch from (seed, step, rank), so that dropped paths and masks need no state to be repeated.
+    Every step seeds torch from (seed, step, rank), so that dropped paths need no state to be repeated; what should not
+    depend on the number of ranks, such as masks, is drawn from `Progress.seed`.
     """
 
     accelerator: Accelerator
@@ -44,7 +45,7 @@ class Stepper:
         losses, logs = [], []
         for number, batch in enumerate(batches, start=1):
             with contextlib.nullcontext() if number == len(batches) else self.accelerator.no_sync(self._model):
-                output = self._model(batch.views, self._progress(step))
+                output = self._model(batch.views, self._progress(step, number))
                 self.accelerator.backward(output.loss / len(batches))
             losses.append(output.loss.detach())
             logs.append(output.logs)
@@ -79,6 +80,11 @@ class Stepper:
         if saved.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved.scaler)
 
-    def _progress(self, step: int) -> Progress:
+    def _progress(self, step: int, micro: int = 0) -> Progress:
         schedule = self.schedule
-        return Progress(step=step, total_steps=schedule.total_steps, steps_per_epoch=schedule.steps_per_epoch)
+        return Progress(
+            step=step,
+            total_steps=schedule.total_steps,
+            steps_per_epoch=schedule.steps_per_epoch,
+            seed=int(words(self.seed, step, -1 - micro, count=1)[0] >> 1),
+        )

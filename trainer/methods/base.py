@@ -22,11 +22,16 @@ MakeEncoder = Callable[..., nn.Module]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where the run is. `step` counts the optimiser steps done before this one."""
+    """Where the run is. `step` counts the optimiser steps done before this one.
+
+    `seed` is of what a method draws for the micro-batch of all ranks, and the same on each of them: who draws for the
+    whole of it and takes its part trains the same thing on any number of ranks.
+    """
 
     step: int
     total_steps: int
     steps_per_epoch: int
+    seed: int = 0
 
 
 class StepOutput(NamedTuple):

@@ -39,7 +39,14 @@ FINETUNE = {
     "precision": "run.precision",
     "seed": "run.seed",
 }
-POLICIES = ("real", "synthetic", "diffmix", "union", "inflate")  # of data.mixing, which is not light to import
+POLICIES = (
+    "real",
+    "synthetic",
+    "diffmix",
+    "sequential",
+    "union",
+    "inflate",
+)  # of data.mixing, which is not light to import
 
 
 class _Steps(click.ParamType[tuple[int, ...]]):

@@ -11,9 +11,9 @@ import numpy as np
 from manifests.catalog import Catalog
 from manifests.errors import UsageError
 from trainer import recipes
-from trainer.config import DataConfig, PretrainConfig, resolve
+from trainer.config import DataConfig, PretrainConfig, RunConfig, resolve
 from trainer.data.mixing import Policy, make
-from trainer.data.order import largest_batch
+from trainer.data.order import batches, largest_batch
 from trainer.data.rows import Rows
 from trainer.methods import METHODS
 from trainer.settings import merge, parse_assignments
@@ -49,13 +49,18 @@ def settle(request: Request) -> Settled:
     asked = _asked(request)
     name, notes = _recipe_name(request, asked)
     recipe = recipes.load(name)
-    for method in (request.method, _method_of(asked)):
+    for method in (request.method, method_of(asked)):
         _check_method(method, recipe, name)
-    config = resolve(merge(_for_encoder(recipe, asked), {"recipe": name}, asked), f"recipe {name} with your settings")
+    config = resolve(merge(for_encoder(recipe, asked), {"recipe": name}, asked), f"recipe {name} with your settings")
     rows = Rows.open(config.data.url, config.data.filter)
     policy = make(config.mix, rows)
     config, more = _fit_batch(config, policy.num_items, given="batch_size" in (asked.get("run") or {}))
+    policy.check_epochs(_epochs(config.run, policy.num_items))
     return Settled(config=config, rows=rows, policy=policy, notes=(*notes, *more))
+
+
+def _epochs(run: RunConfig, items: int) -> float:
+    return run.max_steps / batches(items, run.batch_size) if run.max_steps else run.epochs
 
 
 def _asked(request: Request) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def _asked(request: Request) -> dict[str, Any]:
     return asked
 
 
-def _for_encoder(recipe: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
+def for_encoder(recipe: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
     """The recipe, without the arguments of its encoder where another one is asked for."""
     own, other = (layer.get("encoder") for layer in (recipe, asked))
     if not isinstance(own, Mapping) or not isinstance(other, Mapping) or other.get("name") in (None, own.get("name")):
@@ -79,21 +84,22 @@ def _for_encoder(recipe: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping
 def _recipe_name(request: Request, asked: Mapping[str, Any]) -> tuple[str, list[str]]:
     if request.recipe is not None:
         return request.recipe, []
-    method = request.method or _method_of(asked) or DEFAULT_METHOD
+    method = request.method or method_of(asked) or DEFAULT_METHOD
     if method not in METHODS:
         raise UsageError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
     data = asked.get("data")
     url = str(data["url"]) if isinstance(data, Mapping) and "url" in data else DataConfig().url
-    name = f"{method}-{_scale(Catalog.open(url))}"
+    name = f"{method}-{scale(Catalog.open(url))}"
     return name, [f"recipe {name} (by the method and the set's images; --recipe takes another)"]
 
 
-def _method_of(asked: Mapping[str, Any]) -> str | None:
+def method_of(asked: Mapping[str, Any]) -> str | None:
+    """The method that nested settings name, if any."""
     section = asked.get("method")
     return section.get("name") if isinstance(section, Mapping) else section
 
 
-def _scale(catalog: Catalog) -> str:
+def scale(catalog: Catalog) -> str:
     """Scale of the recipes that suit the first rows' images."""
     positions = catalog.usable[:64]
     if not len(positions):
@@ -105,7 +111,7 @@ def _scale(catalog: Catalog) -> str:
 
 
 def _check_method(method: str | None, recipe: Mapping[str, Any], name: str) -> None:
-    own = _method_of(recipe)
+    own = method_of(recipe)
     if method is not None and own is not None and method != own:
         raise UsageError(f"--method {method} and --recipe {name}, which is of {own}: give one, or two that agree")
 

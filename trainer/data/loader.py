@@ -119,9 +119,9 @@ class Loader(Iterator[Batch]):
         """Of all rows that are drawn from, see `ImageSet.fingerprint`."""
         return self.policy.fingerprint
 
-    def keys(self, items: NDArray[np.int64]) -> list[str]:
-        """The key of the row that each item shows."""
-        rows, where = self.policy.locate(np.asarray(items, np.int64))
+    def keys(self, items: NDArray[np.int64], epoch: int) -> list[str]:
+        """The key of the row that each item shows in an epoch."""
+        rows, where = self.policy.locate(np.asarray(items, np.int64), epoch, self._seed)
         keys = np.empty(len(rows), dtype=object)
         for number, of_set in enumerate(self.policy.sets):
             chosen = np.flatnonzero(where == number)
@@ -140,7 +140,7 @@ class Loader(Iterator[Batch]):
         finally:
             self.wait_seconds += time.perf_counter() - started
         tensors = dict(zip(("crops", "local_crops"), self._finished(pending), strict=False))
-        views = Views(**tensors, labels=self._labels_of(pending.items))
+        views = Views(**tensors, labels=self._labels_of(pending.items, pending.epoch))
         return Batch(views=views, items=pending.items, epoch=pending.epoch, step=pending.step)
 
     def close(self) -> None:
@@ -158,10 +158,10 @@ class Loader(Iterator[Batch]):
     ) -> None:
         self.close()
 
-    def _labels_of(self, items: NDArray[np.int64]) -> Tensor | None:
+    def _labels_of(self, items: NDArray[np.int64], epoch: int) -> Tensor | None:
         if self._labels is None:
             return None
-        rows, where = self.policy.locate(items)
+        rows, where = self.policy.locate(items, epoch, self._seed)
         labels = np.empty(len(items), np.int64)
         for number, of_set in enumerate(self._labels):
             labels[where == number] = of_set[rows[where == number]]

@@ -165,7 +165,8 @@ class Loop:
             self._give_up(reason, self.step, items, "see `about` of the recipe for settings that are known to work")
 
     def _give_up(self, reason: str, step: int, items: NDArray[np.int64], advice: str) -> NoReturn:
-        keys = [key for of_rank in gather_objects(self.loader.keys(items)) for key in of_rank]
+        epoch = max(0, step - 1) // self.stepper.schedule.steps_per_epoch
+        keys = [key for of_rank in gather_objects(self.loader.keys(items, epoch)) for key in of_rank]
         if self.metrics is not None:
             self.folder.write_json(OFFENDERS, {"reason": reason, "step": step, "keys": keys})
         raise CollapsedError(f"{reason}; the batch's keys are in {self.folder.path / OFFENDERS}. Next: {advice}")

@@ -77,7 +77,7 @@ def train(world_size, group, cursor, count, accumulation):
             step = [[], []]
             for _ in range(accumulation):
                 part = next(loader)
-                mine = (loader.keys(part.items), part.views.crops.double().sum((0, 2, 3, 4)).tolist())
+                mine = (loader.keys(part.items, part.epoch), part.views.crops.double().sum((0, 2, 3, 4)).tolist())
                 gathered = [None] * world_size
                 dist.all_gather_object(gathered, mine, group)
                 for n in range(2):
@@ -132,7 +132,7 @@ def run_ranks(rows, world_size=3):
 def test_two_processes_gather_the_stream_of_one_and_three_resume_it(rows):
     with open_loader(rows) as loader:
         expected = [
-            [loader.keys(batch.items), batch.views.crops.double().sum((0, 2, 3, 4)).tolist()]
+            [loader.keys(batch.items, batch.epoch), batch.views.crops.double().sum((0, 2, 3, 4)).tolist()]
             for batch, _ in zip(loader, range(6), strict=False)
         ]
     found = run_ranks(rows)

@@ -108,7 +108,7 @@ def test_labels_are_those_of_the_images_shown(trains, kind):
             assert labels is not None and labels.dtype == torch.int64 and labels.shape == (BATCH,)
             assert labels.tolist() == rows.label[batch.items].tolist()
             if kind in ("tar", "folder"):
-                keys = [key.rpartition("/")[2].removesuffix(".png") for key in batches.keys(batch.items)]
+                keys = [key.rpartition("/")[2].removesuffix(".png") for key in batches.keys(batch.items, batch.epoch)]
                 for key, label, shown in zip(keys, labels.tolist(), batch.views.crops[0], strict=True):
                     assert label == int(key) % 3
                     expected = torch.from_numpy(picture(int(key)).astype(np.float32) / 255).permute(2, 0, 1)
@@ -162,7 +162,8 @@ def test_labels_of_items_that_are_several_images(tmp_path):
             for _ in range(5):
                 batch = next(batches)
                 assert batch.views.labels is not None
-                assert batch.views.labels.tolist() == [int(key[1:]) % 3 for key in batches.keys(batch.items)]
+                keys = batches.keys(batch.items, batch.epoch)
+                assert batch.views.labels.tolist() == [int(key[1:]) % 3 for key in keys]
 
 
 def test_tasks_have_no_synthetic_images(trains):

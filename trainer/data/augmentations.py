@@ -113,6 +113,15 @@ AUGMENTATIONS: dict[str, AugmentationSet] = {
         local=replace(_BYOL, scale=LOCAL_SCALE, blur=0.5),
         source="DINO (arXiv 2104.14294), released defaults; crops here are bilinear, there bicubic",
     ),
+    "swav": AugmentationSet(
+        views=(replace(_SIMCLR, scale=(0.14, 1.0)),),
+        local=replace(_SIMCLR, scale=(0.05, 0.14)),
+        source="SwAV (arXiv 2006.09882), released multi-crop; it normalises red by a deviation of .228, we by .229",
+    ),
+    "mae": AugmentationSet(
+        views=(Augmentation(scale=(0.2, 1.0), flip=0.5),),
+        source="MAE (arXiv 2111.06377), the authors' code: crop and flip, nothing else; crops here are bilinear",
+    ),
     "diffmix": AugmentationSet(
         views=(replace(_DIFFMIX, blur=1.0, blur_kernel=(5, 9)), replace(_DIFFMIX, solarize=0.2)),
         source=(

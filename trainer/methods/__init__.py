@@ -4,4 +4,6 @@ METHODS: dict[str, str] = {
     "simclr": "trainer.methods.simclr:SimCLR",
     "barlow-twins": "trainer.methods.barlow_twins:BarlowTwins",
     "dino": "trainer.methods.dino:DINO",
+    "swav": "trainer.methods.swav:SwAV",
+    "mae": "trainer.methods.mae:MAE",
 }

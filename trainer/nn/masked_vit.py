@@ -1,0 +1,107 @@
+"""A timm vision transformer that sees some of its patches only (masked autoencoders, He et al. 2021, arXiv:2111.06377).
+
+The encoder itself is not changed: its own layers are called, with patches left out between positions and blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from manifests.errors import UsageError
+
+_POOLINGS = ("token", "avg", "avgmax", "max")
+
+RunBlock = Callable[[nn.Module, Tensor], Tensor]  # a block and its tokens [N, T, D] to those behind it
+
+
+def masked_vit(encoder: Any) -> VisionTransformer:
+    """The encoder, if it is one that can leave patches out; else `UsageError` with its class name."""
+    name = type(encoder).__name__
+    changed = [part for part in ("_pos_embed", "forward_features") if _changes(encoder, part)]
+    if changed or not isinstance(encoder, VisionTransformer):
+        raise UsageError(
+            f"encoder of class {name}: this method leaves patches out, which it can of timm's VisionTransformer only; "
+            "choose a vit_* model, such as --encoder vit_tiny_patch16_224"
+        )
+    if type(encoder.patch_embed) is not PatchEmbed or encoder.patch_embed.dynamic_img_pad:
+        embed = type(encoder.patch_embed).__name__
+        raise UsageError(
+            f"encoder of class {name} cuts patches by {embed}, whose patches may overlap or be padded; choose one with "
+            "PatchEmbed and without dynamic_img_pad, such as --encoder vit_tiny_patch16_224"
+        )
+    if not isinstance(encoder.patch_drop, nn.Identity):
+        raise UsageError("encoder.args.patch_drop_rate: this method itself says which patches are left out; give 0")
+    if encoder.attn_pool is not None or encoder.global_pool not in _POOLINGS:
+        raise UsageError(
+            f"encoder.args.global_pool is {encoder.global_pool!r}, whose layers this method does not train; choose "
+            f"one of {', '.join(_POOLINGS)}"
+        )
+    return encoder
+
+
+def _changes(encoder: Any, part: str) -> bool:
+    return getattr(type(encoder), part, None) is not getattr(VisionTransformer, part)
+
+
+def start_positions(vit: VisionTransformer) -> None:
+    """Fill the learned positions with sines and cosines, which the authors' encoder has fixed: better than noise."""
+    if vit.pos_embed is None:
+        return
+    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    with torch.no_grad():
+        vit.pos_embed.zero_()
+        vit.pos_embed[0, prefix:] = sincos_positions(vit.patch_embed.grid_size, vit.embed_dim)
+
+
+def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
+    """Sines and cosines of row and column, float [H * W, dim]; `dim` must be a multiple of 4."""
+    return build_sincos2d_pos_embed(list(grid), dim=dim, interleave_sin_cos=False)
+
+
+def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """Tokens [N, T + L, D] with positions: T class tokens and registers, then L patches of images [N, 3, S, S]."""
+    return vit._pos_embed(vit.patch_embed(images))
+
+
+def keep(vit: VisionTransformer, tokens: Tensor, patches: Tensor) -> Tensor:
+    """The tokens [N, T + k, D] of the patches int64 [N, k] alone, in that order, behind all class tokens."""
+    prefix, rest = tokens.split([vit.num_prefix_tokens, tokens.shape[1] - vit.num_prefix_tokens], dim=1)
+    return torch.cat([prefix, take(rest, patches)], dim=1)
+
+
+def take(values: Tensor, places: Tensor) -> Tensor:
+    """Rows [N, k, D] of values [N, L, D] at places int64 [N, k]."""
+    return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def run_blocks(vit: VisionTransformer, tokens: Tensor, run: RunBlock | None = None) -> Tensor:
+    """What the blocks and the encoder's norm make of tokens [N, T, D].
+
+    Models that pool patches have their norm behind the pooling (`fc_norm`). It is applied to every token here, so that
+    it is trained, and what follows sees normalised tokens whichever way the encoder pools.
+    """
+    tokens = vit.norm_pre(tokens)
+    for block in vit.blocks:
+        tokens = block(tokens) if run is None else run(block, tokens)
+    return vit.fc_norm(vit.norm(tokens))
+
+
+def patchify(images: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Pixels [N, L, P] of the L patches, row by row, of images [N, 3, H, W]; P = height x width x 3, colours last."""
+    rows, columns = images.shape[-2] // patch[0], images.shape[-1] // patch[1]
+    cut = images[..., : rows * patch[0], : columns * patch[1]]
+    boxes = cut.unflatten(3, (columns, patch[1])).unflatten(2, (rows, patch[0]))  # [N, 3, rows, p, columns, q]
+    return boxes.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(pixels: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
+    """Images [N, 3, H, W] of the pixels of their patches: the inverse of `patchify`."""
+    boxes: Any = pixels.unflatten(2, (*patch, 3)).unflatten(1, grid)  # [N, rows, columns, p, q, 3]
+    return boxes.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

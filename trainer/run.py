@@ -132,7 +132,8 @@ class Run:
         asked, steps = schedule.asked_warmup_steps, schedule.warmup_steps
         if steps < asked:
             say(f"warm-up of {asked} steps shortened to a tenth of the run, {steps} steps")
-        for note in self.method.notes(Progress(step=0, total_steps=total, steps_per_epoch=per_epoch)):
+        start = Progress(step=0, total_steps=total, steps_per_epoch=per_epoch, batch_size=schedule.batch_size)
+        for note in self.method.notes(start):
             say(note)
         if self.held_out is None:
             say("the set has too few labelled real images for kNN: the log shows losses only")

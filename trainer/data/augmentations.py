@@ -122,6 +122,11 @@ AUGMENTATIONS: dict[str, AugmentationSet] = {
         views=(Augmentation(scale=(0.2, 1.0), flip=0.5),),
         source="MAE (arXiv 2111.06377), the authors' code: crop and flip, nothing else; crops here are bilinear",
     ),
+    "swav": AugmentationSet(
+        views=(replace(_SIMCLR, scale=(0.14, 1.0)),),
+        local=replace(_SIMCLR, scale=(0.05, 0.14)),
+        source="SwAV (arXiv 2006.09882), released multi-crop; it normalises red by a deviation of .228, we by .229",
+    ),
     "diffmix": AugmentationSet(
         views=(replace(_DIFFMIX, blur=1.0, blur_kernel=(5, 9)), replace(_DIFFMIX, solarize=0.2)),
         source=(

@@ -27,9 +27,11 @@ class OptimConfig:
     final_lr: float = 0.0  # at the end of the cosine, not scaled by the batch; bias_lr ends in proportion
     bias_lr: float | None = None  # of biases and normalisation; None: lr
     reference_batch: int | None = 256  # None: rates are as they stand
-    warmup_epochs: float = 10  # linear from 0
+    warmup_epochs: float = 10  # linear from warmup_lr
+    warmup_lr: float = 0.0  # not scaled by the batch, at most lr; bias_lr begins in proportion
     warmup_steps: int | None = None  # wins over warmup_epochs
-    weight_decay: float = 0.0  # biases and normalisation have none
+    weight_decay: float = 0.0
+    exempt_biases: bool = True  # biases and normalisation have no weight decay and, with lars, no trust ratio
     final_weight_decay: float | None = None  # cosine from weight_decay; None: constant
     momentum: float = 0.9  # of sgd and lars
     betas: tuple[float, float] = (0.9, 0.999)  # of adamw
@@ -39,7 +41,7 @@ class OptimConfig:
     clip_by: Literal["global", "parameter"] = "global"  # the norm of all gradients, or of each parameter's (DINO)
 
     def __post_init__(self) -> None:
-        for name in ("lr", "final_lr", "weight_decay", "warmup_epochs"):
+        for name in ("lr", "final_lr", "weight_decay", "warmup_epochs", "warmup_lr"):
             value = getattr(self, name)
             self._require(math.isfinite(value) and value >= 0, name, "a number of 0 or more")
         for name in ("bias_lr", "final_weight_decay", "warmup_steps"):
@@ -50,6 +52,7 @@ class OptimConfig:
         for name in ("clip", "reference_batch"):
             value = getattr(self, name)
             self._require(value is None or value > 0, name, "a number above 0, or null")
+        self._require(self.exempt_biases or self.bias_lr is None, "bias_lr", "null where exempt_biases is false")
         self._require(0 <= self.momentum < 1, "momentum", "a number from 0 to below 1")
         self._require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers from 0 to below 1")
         self._require(self.trust > 0, "trust", "a number above 0")
@@ -63,10 +66,14 @@ def make_optimiser(module: nn.Module, config: OptimConfig) -> Optimizer:
     """The optimiser over the trainable parameters in two groups: weights, then biases and normalisation.
 
     The second group (one-dimensional parameters and those called bias) has no weight decay and, with LARS, no trust
-    ratio, as in the published code of SimCLR, Barlow Twins, SwAV and DINO.
+    ratio, as in the published code of SimCLR, Barlow Twins and DINO; where `exempt_biases` is false it has both, as in
+    SwAV's (apex LARC without clipping over SGD).
     """
     weights, others = _split(module)
-    groups: list[dict[str, Any]] = [{"params": weights, "decays": True}, {"params": others, "decays": False}]
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "decays": True},
+        {"params": others, "decays": not config.exempt_biases},
+    ]
     groups = [group | {"weight_decay": 0.0} for group in groups if group["params"]]
     if config.name == "adamw":
         fused = all(parameter.is_floating_point() for parameter in weights)
@@ -114,8 +121,9 @@ class Schedule:
         """Learning rate of a step (0 to total_steps - 1)."""
         base = self.config.bias_lr if bias and self.config.bias_lr is not None else self.config.lr
         peak = base * (self.batch_size / self.config.reference_batch if self.config.reference_batch else 1)
-        final = self.config.final_lr * (base / self.config.lr if self.config.lr else 1)
-        return cosine(step, self.total_steps, peak, min(final, peak), warmup=self.warmup_steps)
+        share = base / self.config.lr if self.config.lr else 1
+        first, final = (min(rate * share, peak) for rate in (self.config.warmup_lr, self.config.final_lr))
+        return cosine(step, self.total_steps, peak, final, warmup=self.warmup_steps, warmup_start=first)
 
     def weight_decay(self, step: int) -> float:
         """Weight decay of a step."""

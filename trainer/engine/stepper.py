@@ -87,4 +87,5 @@ class Stepper:
             total_steps=schedule.total_steps,
             steps_per_epoch=schedule.steps_per_epoch,
             seed=int(words(self.seed, step, -1 - micro, count=1)[0] >> 1),
+            batch_size=schedule.batch_size,
         )

@@ -5,5 +5,6 @@ METHODS: dict[str, str] = {
     "barlow-twins": "trainer.methods.barlow_twins:BarlowTwins",
     "dino": "trainer.methods.dino:DINO",
     "swav": "trainer.methods.swav:SwAV",
+    "swav": "trainer.methods.swav:SwAV",
     "mae": "trainer.methods.mae:MAE",
 }

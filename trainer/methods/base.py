@@ -32,6 +32,7 @@ class Progress:
     total_steps: int
     steps_per_epoch: int
     seed: int = 0
+    batch_size: int = 0  # images of one optimiser step over all ranks; 0: not known
 
 
 class StepOutput(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
@@ -47,6 +48,16 @@ def all_reduce_sum(values: Tensor, *, replicated: bool = False) -> Tensor:
     ranks' gradients are then equal and need not be exchanged.
     """
     return values if world_size() == 1 else _AllReduceSum.apply(values, replicated)
+
+
+@torch.no_grad()
+def all_reduce_max(values: Tensor) -> Tensor:
+    """The largest of the ranks' values, element by element, same shape on each; no gradient passes."""
+    if world_size() == 1:
+        return values
+    largest = values.clone().contiguous()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
 
 
 class _Gather(Function):

@@ -1,4 +1,4 @@
-"""The options of `trainer pretrain` and `trainer finetune`, and the nested settings that they stand for."""
+"""The options of `trainer pretrain`, `finetune` and `compare`, and the nested settings that they stand for."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ FINETUNE = {
     "precision": "run.precision",
     "seed": "run.seed",
 }
-POLICIES = (
-    "real",
-    "synthetic",
-    "diffmix",
-    "sequential",
-    "union",
-    "inflate",
-)  # of data.mixing, which is not light to import
+COMPARE = {
+    "data": "data",
+    "test": "test",
+    "max_steps": "budget.max_steps",
+    "minutes": "budget.minutes",
+    "seeds": "seeds",
+    "seed": "seed",
+}
+COMPARE_ARMS = {"encoder": "encoder.name", "batch_size": "run.batch_size", "precision": "run.precision"}  # of every arm
+POLICIES = ("real", "synthetic", "diffmix", "sequential", "union", "inflate")  # of data.mixing, not light to import
 
 
 class _Steps(click.ParamType[tuple[int, ...]]):
@@ -70,6 +72,11 @@ def pretrain_options(command: F) -> F:
 def finetune_options(command: F) -> F:
     """All options that settle what a comparison of tuners is."""
     return _with(command, _FINETUNE_OPTIONS)
+
+
+def compare_options(command: F) -> F:
+    """All options that settle what a comparison of methods and policies is."""
+    return _with(command, _COMPARE_OPTIONS)
 
 
 def _with(command: F, options: Sequence[Callable[[F], F]]) -> F:
@@ -148,9 +155,46 @@ _FINETUNE_OPTIONS = (
     _set,
 )
 
+_COMPARE_OPTIONS = (
+    click.option(
+        "--method",
+        "methods",
+        type=click.Choice(list(METHODS)),
+        multiple=True,
+        help="Method to compare; repeatable.  [default: all that have a recipe for the set's images]",
+    ),
+    click.option(
+        "--mix",
+        "mixes",
+        type=click.Choice(POLICIES),
+        multiple=True,
+        help="Policy to compare each method with; repeatable.  [default: real, diffmix]",
+    ),
+    click.option("--recipe", help="A recipe's name or a YAML file: arms of any settings, instead of the two above."),
+    click.option("--max-steps", type=click.IntRange(1), help="Equal budget: optimiser steps of every run."),
+    click.option(
+        "--minutes",
+        type=click.FloatRange(0, min_open=True),
+        help="Equal budget: minutes of every run, of processor time on a CPU, of wall time on a GPU.",
+    ),
+    click.option("--data", help="Pair set: folder or URL.  [default: data/pairs]"),
+    click.option(
+        "--test",
+        metavar="PATH",
+        help="Labelled images to measure on, as of a task.  [default: a tenth of the pair set by hash]",
+    ),
+    click.option("--encoder", help="timm name, for every arm.  [default: each recipe's]"),
+    click.option("--batch-size", type=click.IntRange(2), help="Images of one step, of every arm.  [default: recipes']"),
+    click.option("--seeds", type=click.IntRange(1), help="Repetitions of every arm.  [default: 1]"),
+    click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="The first of the seeds.  [default: 0]"),
+    click.option("--out", help="Folder; a comparison that stopped there goes on.  [default: runs/<time>-compare]"),
+    _precision,
+    _set,
+)
+
 
 def nested(values: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:
-    """The settings that were given, nested as in a recipe; `options` is PRETRAIN or FINETUNE."""
+    """The settings that were given, nested as in a recipe; `options` is one of the tables above."""
     settings: dict[str, Any] = {}
     for option, path in options.items():
         if values[option] in (None, ()):

@@ -73,6 +73,8 @@ _BYOL = Augmentation(
     grayscale=0.2,
     blur=1.0,
 )
+_ASYMMETRIC = replace(_BYOL, blur=0.0)
+_WEAK_ASYMMETRIC = replace(_ASYMMETRIC, scale=(0.2, 1.0), jitter=0.4)
 _DIFFMIX = replace(_BYOL, square=True, blur=0.0)
 
 _DIGITS = Augmentation(scale=(0.5, 1.0), jitter=0.8, brightness=0.4, contrast=0.4, blur=0.2, blur_sigma=(0.1, 1.0))
@@ -82,6 +84,10 @@ AUGMENTATIONS: dict[str, AugmentationSet] = {
     "weak": AugmentationSet(
         views=(replace(_SIMCLR, scale=(0.2, 1.0), jitter=0.4, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),),
         source="AdaInf (arXiv 2403.12448), symmetric, its released yaml; made for training on inflated data",
+    ),
+    "weak-asymmetric": AugmentationSet(
+        views=(_WEAK_ASYMMETRIC, replace(_WEAK_ASYMMETRIC, solarize=0.2)),
+        source="AdaInf (arXiv 2403.12448), asymmetric, its released yaml: of Barlow Twins and BYOL on inflated data",
     ),
     "digits": AugmentationSet(
         views=(_DIGITS,),
@@ -108,6 +114,10 @@ AUGMENTATIONS: dict[str, AugmentationSet] = {
         views=(_BYOL, replace(_BYOL, blur=0.1, solarize=0.2)),
         source="Barlow Twins (arXiv 2103.03230) and BYOL (arXiv 2006.07733, table 6): asymmetric",
     ),
+    "barlow-twins-cifar": AugmentationSet(
+        views=(_ASYMMETRIC, replace(_ASYMMETRIC, solarize=0.2)),
+        source="solo-learn, CIFAR-10, Barlow Twins and BYOL: asymmetric, no blur; the default of AdaInf's comparison",
+    ),
     "dino": AugmentationSet(
         views=(replace(_BYOL, scale=(0.4, 1.0)), replace(_BYOL, scale=(0.4, 1.0), blur=0.1, solarize=0.2)),
         local=replace(_BYOL, scale=LOCAL_SCALE, blur=0.5),
@@ -121,11 +131,6 @@ AUGMENTATIONS: dict[str, AugmentationSet] = {
     "mae": AugmentationSet(
         views=(Augmentation(scale=(0.2, 1.0), flip=0.5),),
         source="MAE (arXiv 2111.06377), the authors' code: crop and flip, nothing else; crops here are bilinear",
-    ),
-    "swav": AugmentationSet(
-        views=(replace(_SIMCLR, scale=(0.14, 1.0)),),
-        local=replace(_SIMCLR, scale=(0.05, 0.14)),
-        source="SwAV (arXiv 2006.09882), released multi-crop; it normalises red by a deviation of .228, we by .229",
     ),
     "diffmix": AugmentationSet(
         views=(replace(_DIFFMIX, blur=1.0, blur_kernel=(5, 9)), replace(_DIFFMIX, solarize=0.2)),

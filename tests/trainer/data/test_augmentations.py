@@ -9,9 +9,11 @@ from trainer.data.augmentations import AUGMENTATIONS, LOCAL_SCALE, PLAIN, Augmen
 STRENGTHS = {
     # name: scale, jitter, (brightness, contrast, saturation, hue), grayscale, blur and solarise of each view
     "weak": ((0.2, 1.0), 0.4, (0.4, 0.4, 0.4, 0.1), 0.2, [(0.5, 0)]),
+    "weak-asymmetric": ((0.2, 1.0), 0.4, (0.4, 0.4, 0.2, 0.1), 0.2, [(0, 0), (0, 0.2)]),
     "simclr": ((0.08, 1.0), 0.8, (0.8, 0.8, 0.8, 0.2), 0.2, [(0.5, 0)]),
     "simclr-cifar": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.4, 0.1), 0.2, [(0, 0)]),
     "barlow-twins": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, [(1, 0), (0.1, 0.2)]),
+    "barlow-twins-cifar": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, [(0, 0), (0, 0.2)]),
     "dino": ((0.4, 1.0), 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, [(1, 0), (0.1, 0.2)]),
     "diffmix": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, [(1, 0), (0, 0.2)]),
 }

@@ -1,26 +1,26 @@
 """DINO (Caron et al. 2021, arXiv:2104.14294): a student matches, from any crop, what a teacher says of the full ones.
 
-The teacher is a moving average of the student's weights. As in the authors' code it stays in train mode, without
-dropped paths: its BatchNorm layers, where there are any, use and keep the statistics of its own forward passes. Unlike
-there, centre and teacher advance once per optimiser step, however many micro-batches it has.
+The teacher is a moving average of the student's weights. Unlike in the authors' code, centre and teacher advance once
+per optimiser step, however many micro-batches it has.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.data.batch import Views
-from trainer.methods.base import MakeEncoder, Method, Progress, StepOutput, require
+from trainer.methods.base import MakeEncoder, Progress, StepOutput, require
 from trainer.methods.dino_loss import dino_loss, teacher_probabilities
-from trainer.nn import collectives, ema
+from trainer.methods.student_teacher import StudentTeacher
+from trainer.nn import collectives
 from trainer.nn.heads import HEAD_NORMS, DINOHead, HeadNorm
 from trainer.nn.statistics import feature_std
-from trainer.schedules import cosine, linear_warmup, shortened
+from trainer.schedules import linear_warmup, shortened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,33 +59,26 @@ class DINOConfig:
 _EMPTY = 0.003  # of the largest entropy: so close to an end of its range that nothing is left to learn
 
 
-class DINO(Method):
+class DINO(StudentTeacher):
     """Student and teacher, each an encoder and a head, and the centre of the teacher's logits."""
 
     Config: ClassVar[type] = DINOConfig
-    student: nn.Module
-    teacher: nn.Module
+    student_head: DINOHead
+    teacher_head: DINOHead
     center: Tensor
 
     def __init__(self, make_encoder: MakeEncoder, config: DINOConfig) -> None:
         super().__init__(make_encoder, config)
         self.config = config
         self.num_local_crops = config.local_crops
-        self.student = make_encoder(drop_path_rate=config.drop_path)
-        self.teacher = make_encoder(drop_path_rate=0.0)
-        self.student_head = self._make_head()
-        self.teacher_head = self._make_head()
-        for network in (self.teacher, self.teacher_head):
-            network.requires_grad_(False)
+        self.make_networks(make_encoder, self._make_head, drop_path_rate=config.drop_path)
         self.register_buffer("center", torch.zeros(config.out_dim))
         # Of the micro-batches since the last step: [K] logits summed, and their number. No buffer, or DDP would
         # overwrite it with that of the first rank before every forward pass.
         self._seen: tuple[Tensor, int] | None = None
-        self.initialised()
 
-    def _make_head(self) -> DINOHead:
+    def _make_head(self, features: int) -> DINOHead:
         config = self.config
-        features: Any = self.student.num_features
         return DINOHead(
             features,
             config.out_dim,
@@ -94,18 +87,6 @@ class DINO(Method):
             norm=config.head_norm,
             norm_last_layer=config.norm_last_layer,
         )
-
-    @property
-    def encoder(self) -> nn.Module:
-        return self.teacher
-
-    @property
-    def trained_encoder(self) -> nn.Module:
-        return self.student
-
-    def initialised(self) -> None:
-        ema.copy(self.teacher, self.student)
-        ema.copy(self.teacher_head, self.student_head)
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
         with torch.no_grad():
@@ -173,16 +154,13 @@ class DINO(Method):
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> dict[str, Tensor]:
-        config = self.config
-        momentum = cosine(progress.step, progress.total_steps, config.momentum, config.final_momentum)
-        ema.update(self.teacher.parameters(), self.student.parameters(), momentum)
-        ema.update(self.teacher_head.parameters(), self.student_head.parameters(), momentum)
+        logs = super().after_step(progress)
         if self._seen is not None:
             total, count = self._seen
             mean = collectives.all_reduce_sum(total) / (count * collectives.world_size())
-            self.center.lerp_(mean, 1 - config.center_momentum)
+            self.center.lerp_(mean, 1 - self.config.center_momentum)
             self._seen = None
-        return {"center_norm": self.center.norm(), "teacher_momentum": torch.full_like(self.center[0], momentum)}
+        return {"center_norm": self.center.norm()} | logs
 
 
 def _steps(epochs: float, progress: Progress) -> int:

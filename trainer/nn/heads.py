@@ -16,20 +16,23 @@ HeadNorm = Literal["batch", "none"]
 HEAD_NORMS: tuple[HeadNorm, ...] = ("batch", "none")
 
 
-def projection_head(dims: Sequence[int], norm: HeadNorm = "batch", *, last_bias: bool = False) -> nn.Sequential:
+def projection_head(
+    dims: Sequence[int], norm: HeadNorm = "batch", *, last_bias: bool = False, last_norm: bool = False
+) -> nn.Sequential:
     """Linear layers of the given widths, [N, dims[0]] to [N, dims[-1]], each but the last followed by norm and ReLU.
 
     The last layer has no bias (DiffMix's and Barlow Twins' code) unless asked for (SwAV's); the others have none before
-    a BatchNorm.
+    a BatchNorm. `last_norm` puts a norm without scale and shift after the last one (MoCo v3).
     """
     layers: list[nn.Module] = []
     for width_in, width_out in itertools.pairwise(dims[:-1]):
         layers += [nn.Linear(width_in, width_out, bias=norm == "none"), *_norm(norm, width_out), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1], bias=last_bias))
+    last = _norm(norm, dims[-1], affine=False) if last_norm else []
+    return nn.Sequential(*layers, nn.Linear(dims[-2], dims[-1], bias=last_bias), *last)
 
 
-def _norm(norm: HeadNorm, width: int) -> list[nn.Module]:
-    return [nn.BatchNorm1d(width)] if norm == "batch" else []
+def _norm(norm: HeadNorm, width: int, *, affine: bool = True) -> list[nn.Module]:
+    return [nn.BatchNorm1d(width, affine=affine)] if norm == "batch" else []
 
 
 class DINOHead(nn.Module):

@@ -30,6 +30,16 @@ def test_projection_head_without_norm_knows_no_batch():
     assert head[0].bias is not None and head[-1].bias is None
 
 
+def test_projection_head_with_a_last_norm_gives_standardised_dimensions():
+    head = projection_head((6, 5, 3), last_norm=True)
+    assert [type(layer) for layer in head][-2:] == [nn.Linear, nn.BatchNorm1d]
+    assert list(head[-1].parameters()) == []
+    values = head(torch.randn(8, 6, generator=DRAW))
+    torch.testing.assert_close(values.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(values.std(0, correction=0), torch.ones(3), atol=1e-2, rtol=0)
+    assert [type(layer) for layer in projection_head((6, 5, 3), "none", last_norm=True)][-1] == nn.Linear
+
+
 def test_projection_head_of_one_width_is_one_layer():
     assert [type(layer) for layer in projection_head((6, 3))] == [nn.Linear]
 

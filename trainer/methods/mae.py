@@ -95,7 +95,7 @@ class MAE(Method):
         self.config = config
         self.backbone = vit = masked_vit(make_encoder())
         start_positions(vit)
-        self.patch = tuple(vit.patch_embed.patch_size)
+        self.patch: tuple[int, int] = vit.patch_embed.patch_size
         self.num_patches = vit.patch_embed.num_patches
         self.decoder = PatchDecoder(
             vit.embed_dim,

@@ -21,36 +21,35 @@ _POOLINGS = ("token", "avg", "avgmax", "max")
 RunBlock = Callable[[nn.Module, Tensor], Tensor]  # a block and its tokens [N, T, D] to those behind it
 
 
-def masked_vit(encoder: Any) -> VisionTransformer:
+def masked_vit(encoder: nn.Module) -> Any:
     """The encoder, if it is one that can leave patches out; else `UsageError` with its class name."""
     name = type(encoder).__name__
-    changed = [part for part in ("_pos_embed", "forward_features") if _changes(encoder, part)]
-    if changed or not isinstance(encoder, VisionTransformer):
+    if not isinstance(encoder, VisionTransformer) or _changes(encoder, "_pos_embed", "forward_features"):
         raise UsageError(
             f"encoder of class {name}: this method leaves patches out, which it can of timm's VisionTransformer only; "
             "choose a vit_* model, such as --encoder vit_tiny_patch16_224"
         )
-    if type(encoder.patch_embed) is not PatchEmbed or encoder.patch_embed.dynamic_img_pad:
-        embed = type(encoder.patch_embed).__name__
+    vit: Any = encoder
+    if type(vit.patch_embed) is not PatchEmbed or vit.patch_embed.dynamic_img_pad:
         raise UsageError(
-            f"encoder of class {name} cuts patches by {embed}, whose patches may overlap or be padded; choose one with "
-            "PatchEmbed and without dynamic_img_pad, such as --encoder vit_tiny_patch16_224"
+            f"encoder of class {name}: its {type(vit.patch_embed).__name__} makes patches that overlap or are padded; "
+            "choose one that only cuts, without dynamic_img_pad, such as --encoder vit_tiny_patch16_224"
         )
-    if not isinstance(encoder.patch_drop, nn.Identity):
-        raise UsageError("encoder.args.patch_drop_rate: this method itself says which patches are left out; give 0")
-    if encoder.attn_pool is not None or encoder.global_pool not in _POOLINGS:
+    if not isinstance(vit.patch_drop, nn.Identity):
+        raise UsageError("encoder.args.patch_drop_rate: the method itself says which patches are left out; give 0")
+    if vit.attn_pool is not None or vit.global_pool not in _POOLINGS:
         raise UsageError(
-            f"encoder.args.global_pool is {encoder.global_pool!r}, whose layers this method does not train; choose "
-            f"one of {', '.join(_POOLINGS)}"
+            f"encoder.args.global_pool is {vit.global_pool!r}, which has layers that this method does not train; "
+            f"choose one of {', '.join(_POOLINGS)}"
         )
-    return encoder
+    return vit
 
 
-def _changes(encoder: Any, part: str) -> bool:
-    return getattr(type(encoder), part, None) is not getattr(VisionTransformer, part)
+def _changes(encoder: nn.Module, *parts: str) -> bool:
+    return any(getattr(type(encoder), part) is not getattr(VisionTransformer, part) for part in parts)
 
 
-def start_positions(vit: VisionTransformer) -> None:
+def start_positions(vit: Any) -> None:
     """Fill the learned positions with sines and cosines, which the authors' encoder has fixed: better than noise."""
     if vit.pos_embed is None:
         return
@@ -65,12 +64,12 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     return build_sincos2d_pos_embed(list(grid), dim=dim, interleave_sin_cos=False)
 
 
-def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
+def embed(vit: Any, images: Tensor) -> Tensor:
     """Tokens [N, T + L, D] with positions: T class tokens and registers, then L patches of images [N, 3, S, S]."""
     return vit._pos_embed(vit.patch_embed(images))
 
 
-def keep(vit: VisionTransformer, tokens: Tensor, patches: Tensor) -> Tensor:
+def keep(vit: Any, tokens: Tensor, patches: Tensor) -> Tensor:
     """The tokens [N, T + k, D] of the patches int64 [N, k] alone, in that order, behind all class tokens."""
     prefix, rest = tokens.split([vit.num_prefix_tokens, tokens.shape[1] - vit.num_prefix_tokens], dim=1)
     return torch.cat([prefix, take(rest, patches)], dim=1)
@@ -81,7 +80,7 @@ def take(values: Tensor, places: Tensor) -> Tensor:
     return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def run_blocks(vit: VisionTransformer, tokens: Tensor, run: RunBlock | None = None) -> Tensor:
+def run_blocks(vit: Any, tokens: Tensor, run: RunBlock | None = None) -> Tensor:
     """What the blocks and the encoder's norm make of tokens [N, T, D].
 
     Models that pool patches have their norm behind the pooling (`fc_norm`). It is applied to every token here, so that

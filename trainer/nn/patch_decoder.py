@@ -1,4 +1,4 @@
-"""The decoder of a masked autoencoder: pixels of the patches that the encoder did not see (He et al. 2021, section 3)."""
+"""Decoder of a masked autoencoder (He et al. 2021, section 3): pixels of the patches that the encoder did not see."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """The named sets: their numbers against the papers' tables, and that all of them can be drawn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ STRENGTHS = {
     "simclr-cifar": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.4, 0.1), 0.2, [(0, 0)]),
     "barlow-twins": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, [(1, 0), (0.1, 0.2)]),
     "barlow-twins-cifar": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, [(0, 0), (0, 0.2)]),
+    "swav": ((0.14, 1.0), 0.8, (0.8, 0.8, 0.8, 0.2), 0.2, [(0.5, 0)]),
     "dino": ((0.4, 1.0), 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, [(1, 0), (0.1, 0.2)]),
     "diffmix": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, [(1, 0), (0, 0.2)]),
 }
@@ -34,6 +37,11 @@ def test_local_crops_of_dino():
     assert local is not None
     assert local.scale == LOCAL_SCALE == (0.05, 0.4)
     assert (local.blur, local.solarize) == (0.5, 0)
+
+
+def test_local_crops_of_swav_are_its_full_ones_but_smaller():
+    chosen = AUGMENTATIONS["swav"]
+    assert chosen.local == replace(chosen.views[0], scale=(0.05, 0.14))
 
 
 def test_only_diffmix_cuts_squares():

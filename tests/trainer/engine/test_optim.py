@@ -111,6 +111,43 @@ def test_lars_is_you_et_al(weight_decay):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
 
 
+def larc_step(weights, gradients_, momenta, *, trust, rate, momentum, weight_decay):
+    """`LARC.step` of NVIDIA/apex with clip off, over torch's SGD, as SwAV's authors call it."""
+    for number, (weight, gradient) in enumerate(zip(weights, gradients_, strict=True)):
+        norm, of_gradient = weight.norm(), gradient.norm()
+        if norm != 0 and of_gradient != 0:
+            gradient = (gradient + weight_decay * weight) * trust * norm / (of_gradient + norm * weight_decay + 1e-8)
+        momenta[number] = gradient if momenta[number] is None else momentum * momenta[number] + gradient
+        weight -= rate * momenta[number]
+
+
+def test_lars_without_exempt_biases_is_swavs_larc():
+    config = OptimConfig(name="lars", lr=0.6, weight_decay=0.01, warmup_epochs=0, exempt_biases=False)
+    module = network()
+    nn.init.zeros_(module[1].bias)  # as BatchNorm starts: no trust ratio then
+    reference = [parameter.detach().double() for parameter in module.parameters()]
+    momenta = [None] * len(reference)
+    optimiser = make_optimiser(module, config)
+    plan = Schedule(config=config, batch_size=256, total_steps=10, steps_per_epoch=5)
+    for step in range(3):
+        of_step = [gradient.double() for gradient in gradients(module)]
+        plan.apply(optimiser, step)
+        optimiser.step()
+        rate = 0.3 * (1 + math.cos(math.pi * step / 10))
+        larc_step(reference, of_step, momenta, trust=0.001, rate=rate, momentum=0.9, weight_decay=0.01)
+    for ours, theirs in zip(module.parameters(), reference, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_without_exempt_biases_all_decay_at_one_rate():
+    plan = schedule(lr=0.2, weight_decay=0.3, warmup_epochs=0, exempt_biases=False)
+    optimiser = make_optimiser(network(), plan.config)
+    plan.apply(optimiser, 50)
+    assert [(group["lr"], group["weight_decay"]) for group in optimiser.param_groups] == [(pytest.approx(0.1), 0.3)] * 2
+    with pytest.raises(UsageError, match=r"optim\.bias_lr is 0\.1; give null where exempt_biases is false"):
+        OptimConfig(exempt_biases=False, bias_lr=0.1)
+
+
 def test_lars_with_clipped_trust_never_steps_further_than_sgd():
     settings = {"lr": 0.3, "momentum": 0.0, "weight_decay": 0.01, "warmup_epochs": 0}
     before, _, lars = stepped(OptimConfig(name="lars", trust=1e3, trust_clip=True, **settings))
@@ -164,6 +201,16 @@ def test_warmup_in_steps_wins_over_epochs():
     plan = schedule(total=100, per_epoch=10, lr=1.0, warmup_epochs=5, warmup_steps=4)
     assert plan.warmup_steps == 4
     assert [plan.lr(step) for step in (0, 2, 4)] == [0.0, 0.5, 1.0]
+
+
+def test_warmup_from_a_rate_above_zero():
+    swav = {"lr": 0.3, "warmup_lr": 0.3, "final_lr": 0.0048, "warmup_epochs": 10}
+    plan = schedule(total=1000, per_epoch=10, batch=4096, **swav)
+    assert [plan.lr(step) for step in (0, 50, 100, 1000)] == pytest.approx([0.3, 2.55, 4.8, 0.0048])
+    small = schedule(total=1000, per_epoch=10, batch=64, **swav)
+    assert [small.lr(step) for step in (0, 50, 100)] == pytest.approx([0.075] * 3), "never above the peak"
+    slow = schedule(lr=0.2, bias_lr=0.1, warmup_lr=0.02, warmup_epochs=1, reference_batch=None)
+    assert (slow.lr(0), slow.lr(0, bias=True)) == pytest.approx((0.02, 0.01))
 
 
 def test_weight_decay_follows_a_cosine():
@@ -228,6 +275,7 @@ def test_nothing_is_clipped_where_nothing_was_asked():
         ("weight_decay", -0.1),
         ("final_weight_decay", math.nan),
         ("warmup_epochs", -1.0),
+        ("warmup_lr", -0.1),
         ("clip", 0.0),
         ("reference_batch", 0),
         ("momentum", 1.0),

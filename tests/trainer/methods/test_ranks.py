@@ -1,19 +1,25 @@
 """Two ranks with half of the batch each do what one process does with all of it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.trainer.methods.small import MIDWAY, noise_views, part, plain_method
+from tests.trainer.methods.small import MIDWAY, noise_views, part, plain_method, small_method
 from tests.trainer.methods.test_barlow_twins import naive_terms
 from tests.trainer.methods.test_simclr import naive_nt_xent
+from tests.trainer.methods.test_swav import naive_swav_loss
 from tests.trainer.ranks import RANKS, on_ranks
 from trainer.methods import METHODS
 from trainer.methods.barlow_twins import barlow_terms
 from trainer.methods.simclr import nt_xent
+from trainer.methods.swav import SwAVConfig, swapped_prediction
+from trainer.nn.sinkhorn import sinkhorn
 
 IMAGES = 8
+QUEUED = 5  # images: not the same number on two ranks
 
 
 def _projections():
@@ -35,6 +41,39 @@ def _simclr(projections):
 def _barlow(projections):
     terms = barlow_terms(projections)
     return terms.on_diagonal + 0.3 * terms.off_diagonal
+
+
+def _queued():
+    """Scores of the queue, of which each rank has its part."""
+    scores = torch.randn(2, QUEUED, 4, generator=torch.Generator().manual_seed(1)).tanh()
+    return scores.tensor_split(RANKS, dim=1)[dist.get_rank()] if dist.is_initialized() else scores
+
+
+def _swav(projections):
+    return swapped_prediction(projections.tanh(), _queued(), SwAVConfig()).loss
+
+
+def _assignments():
+    start, stop = _share()
+    return sinkhorn(torch.cat([_queued(), _projections()[:, start:stop].tanh()], dim=1), 0.05, 3)[:, start - stop :]
+
+
+def _swav_with_queue():
+    """Losses of a few steps, the last ones with a full queue, and what the steps leave."""
+    method = small_method("swav", head_norm="none", local_crops=2, queue_length=2 * IMAGES, freeze_steps=0)
+    model = DistributedDataParallel(method) if dist.is_initialized() else method
+    progress = replace(MIDWAY, batch_size=IMAGES)
+    losses = []
+    for seed in range(4):
+        loss = model(part(noise_views(method, IMAGES, seed), *_share()), progress).loss
+        loss.backward()
+        with torch.no_grad():
+            for parameter in method.parameters():
+                parameter -= 0.05 * parameter.grad
+                parameter.grad = None
+        method.after_step(progress)
+        losses.append(loss.detach())
+    return {"losses": torch.stack(losses), "queue": method.queue, "prototypes": method.prototypes.weight.detach()}
 
 
 def _loss_and_gradient(function):
@@ -73,6 +112,9 @@ def _everything():
     return {
         "simclr": _loss_and_gradient(_simclr),
         "barlow": _loss_and_gradient(_barlow),
+        "swav": _loss_and_gradient(_swav),
+        "assignments": _assignments(),
+        "queue": _swav_with_queue(),
         "steps": {name: _step(name, 1) for name in METHODS},
         "accumulated": _step("dino", 2),
     }
@@ -83,7 +125,7 @@ def results():
     return on_ranks(_everything)
 
 
-@pytest.mark.parametrize(("name", "function"), [("simclr", _simclr), ("barlow", _barlow)])
+@pytest.mark.parametrize(("name", "function"), [("simclr", _simclr), ("barlow", _barlow), ("swav", _swav)])
 def test_losses_of_given_projections(results, name, function):
     alone = _loss_and_gradient(function)
     losses = torch.stack([result[name]["loss"] for result in results])
@@ -100,6 +142,25 @@ def test_losses_of_given_projections_are_the_papers(results):
     on, off = naive_terms(projections)
     for result in results:
         torch.testing.assert_close(result["barlow"]["loss"].double(), on + 0.3 * off, atol=1e-5, rtol=1e-5)
+    swav = torch.stack([result["swav"]["loss"] for result in results]).mean()
+    expected = naive_swav_loss(_projections().tanh().double(), _queued().double(), 2)
+    torch.testing.assert_close(swav.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_assignments_are_those_of_the_global_batch(results):
+    found = torch.cat([result["assignments"] for result in results], dim=1)
+    torch.testing.assert_close(found, _assignments(), atol=1e-6, rtol=1e-5)
+
+
+def test_swav_with_a_queue_of_all_ranks(results):
+    alone = _swav_with_queue()
+    assert alone["queue"].any(-1).all()
+    losses = torch.stack([result["queue"]["losses"] for result in results]).mean(0)
+    torch.testing.assert_close(losses, alone["losses"], atol=1e-5, rtol=1e-5)
+    assert torch.equal(results[0]["queue"]["queue"], results[1]["queue"]["queue"])
+    for result in results:
+        for name in ("queue", "prototypes"):
+            torch.testing.assert_close(result["queue"][name], alone[name], atol=1e-5, rtol=1e-4)
 
 
 def _check_step(steps, alone):

@@ -40,6 +40,7 @@ def _everything():
         "sum": _sum(False),
         "replicated": _sum(True),
         "strided": collectives.gather(strided),
+        "max": collectives.all_reduce_max(_values(0) * (-1) ** dist.get_rank()),
         "size": (collectives.world_size(), collectives.rank()),
     }
 
@@ -86,8 +87,14 @@ def test_replicated_sum_gives_the_same_gradient_without_asking(results):
         torch.testing.assert_close(result["replicated"]["gradient"], total.grad)
 
 
+def test_largest_of_all_ranks(results):
+    for result in results:
+        assert torch.equal(result["max"], _values(0).abs())
+
+
 def test_alone_they_are_the_identity():
     values = _values(0)
+    assert collectives.all_reduce_max(values) is values
     assert collectives.gather(values) is values
     assert collectives.all_reduce_sum(values) is values
     assert (collectives.world_size(), collectives.rank()) == (1, 0)

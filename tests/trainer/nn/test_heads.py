@@ -40,6 +40,11 @@ def test_projection_head_with_a_last_norm_gives_standardised_dimensions():
     assert [type(layer) for layer in projection_head((6, 5, 3), "none", last_norm=True)][-1] == nn.Linear
 
 
+def test_projection_head_with_a_bias_at_the_end():
+    head = projection_head((6, 5, 3), last_bias=True)
+    assert head[0].bias is None and head[-1].bias.shape == (3,)
+
+
 def test_projection_head_of_one_width_is_one_layer():
     assert [type(layer) for layer in projection_head((6, 3))] == [nn.Linear]
 

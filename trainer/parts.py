@@ -104,7 +104,7 @@ def make_stepper(config: PretrainConfig, method: Method, schedule: Schedule, acc
     return Stepper(
         accelerator=accelerator,
         method=method,
-        optimiser=make_optimiser(method, config.optim),
+        optimiser=make_optimiser(method, config.optim, method.trained_encoder),
         schedule=schedule,
         seed=config.run.seed,
     )

@@ -13,7 +13,10 @@ from tests.trainer.data.builders import write_pairs
 from tests.trainer.finetune.small import arguments, pretrained, results, write_task
 
 PEFT = ("lora:2", "block-expansion:1")
-HOW = {"steps": 8, "settings": ("checkpoint.every=3", "tuner.lora_dropout=0.2")}  # dropout draws random numbers
+# All that draws random numbers in a step.
+DRAWING = ("tuner.lora_dropout=0.2", "encoder.args.drop_path_rate=0.2", "images.mixup=0.8", "images.cutmix=1")
+DRAWING += ("images.random_erasing=0.25", "images.label_smoothing=0.1", "optim.layer_decay=0.7")
+HOW = {"steps": 8, "settings": ("checkpoint.every=3", *DRAWING)}
 TIMING = ("seconds",)
 
 
@@ -124,6 +127,24 @@ def test_what_one_rank_cannot_write_ends_both(start, tmp_path):
     ranks = [start(out, srun(rank, port), peft=("linear", "lora:2"), steps=2) for rank in range(2)]
     assert [rank.wait() for rank in ranks] == [1, 1]
     assert "cannot write" in ranks[0].log.read_text()
+
+
+def test_two_ranks_regularise_each_its_own_part_and_go_on(start, tmp_path):
+    how = {"peft": ("full",), "settings": ("encoder.args.global_pool=token", "checkpoint.every=2", *DRAWING)}
+
+    def ranks(out):
+        port = free_port()
+        return [start(out, srun(rank, port), **how) for rank in range(2)]
+
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert [rank.wait() for rank in ranks(whole)] == [0, 0]
+    pair = ranks(out)
+    assert pair[0].wait_until(lambda: steps_of(out) > 6)
+    pair[0].kill(signal.SIGTERM)
+    assert [rank.wait() for rank in pair] == [75, 75], pair[0].log.read_text()
+    assert [rank.wait() for rank in ranks(out)] == [0, 0]
+    mine, theirs = weights(out), weights(whole)
+    assert all(torch.equal(mine[file][name], value) for file in theirs for name, value in theirs[file].items())
 
 
 def test_two_ranks_do_what_one_does(start, undisturbed, tmp_path):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from manifests.errors import UsageError
+from trainer.engine.layer_decay import by_layer
 from trainer.schedules import cosine, shortened
 
 
@@ -33,6 +34,7 @@ class OptimConfig:
     weight_decay: float = 0.0
     exempt_biases: bool = True  # biases and normalisation have no weight decay and, with lars, no trust ratio
     final_weight_decay: float | None = None  # cosine from weight_decay; None: constant
+    layer_decay: float | None = None  # the rate shrinks by it from each layer of the encoder to the one before
     momentum: float = 0.9  # of sgd and lars
     betas: tuple[float, float] = (0.9, 0.999)  # of adamw
     trust: float = 0.001  # LARS's eta
@@ -52,6 +54,8 @@ class OptimConfig:
         for name in ("clip", "reference_batch"):
             value = getattr(self, name)
             self._require(value is None or value > 0, name, "a number above 0, or null")
+        decay = self.layer_decay
+        self._require(decay is None or 0 < decay <= 1, "layer_decay", "a number above 0 up to 1, or null")
         self._require(self.exempt_biases or self.bias_lr is None, "bias_lr", "null where exempt_biases is false")
         self._require(0 <= self.momentum < 1, "momentum", "a number from 0 to below 1")
         self._require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers from 0 to below 1")
@@ -62,12 +66,13 @@ class OptimConfig:
             raise UsageError(f"optim.{name} is {getattr(self, name)}; give {allowed}")
 
 
-def make_optimiser(module: nn.Module, config: OptimConfig) -> Optimizer:
+def make_optimiser(module: nn.Module, config: OptimConfig, encoder: nn.Module | None = None) -> Optimizer:
     """The optimiser over the trainable parameters in two groups: weights, then biases and normalisation.
 
     The second group (one-dimensional parameters and those called bias) has no weight decay and, with LARS, no trust
     ratio, as in the published code of SimCLR, Barlow Twins and DINO; where `exempt_biases` is false it has both, as in
-    SwAV's (apex LARC without clipping over SGD).
+    SwAV's (apex LARC without clipping over SGD). With `layer_decay` there are two for each layer of `encoder`, a part
+    of the module (None: all of it), see `layer_decay.by_layer`.
     """
     weights, others = _split(module)
     groups: list[dict[str, Any]] = [
@@ -75,6 +80,8 @@ def make_optimiser(module: nn.Module, config: OptimConfig) -> Optimizer:
         {"params": others, "decays": not config.exempt_biases},
     ]
     groups = [group | {"weight_decay": 0.0} for group in groups if group["params"]]
+    if config.layer_decay is not None:
+        groups = by_layer(groups, module if encoder is None else encoder, config.layer_decay)
     if config.name == "adamw":
         fused = all(parameter.is_floating_point() for parameter in weights)
         return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=fused)
@@ -134,7 +141,7 @@ class Schedule:
     def apply(self, optimiser: Optimizer, step: int) -> None:
         """Set the groups' values for a step."""
         for group in optimiser.param_groups:
-            group["lr"] = self.lr(step, bias=not group["decays"])
+            group["lr"] = self.lr(step, bias=not group["decays"]) * group.get("scale", 1.0)
             group["weight_decay"] = self.weight_decay(step) if group["decays"] else 0.0
 
 

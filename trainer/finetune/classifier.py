@@ -1,4 +1,4 @@
-"""Supervised fine-tuning as a training step: an adapted encoder, a linear head, cross-entropy."""
+"""Supervised fine-tuning as a training step: an adapted encoder, a linear head, regularised cross-entropy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data.batch import Views
+from trainer.finetune.regularise import Regulariser
 from trainer.methods.base import Method, Progress, StepOutput
 from trainer.nn.precision import full_precision
 from trainer.tuners.base import Tuner
@@ -17,11 +18,12 @@ class Classifier(Method):
 
     num_crops = 1
 
-    def __init__(self, tuner: Tuner, head: nn.Linear) -> None:
+    def __init__(self, tuner: Tuner, head: nn.Linear, regularise: Regulariser | None = None) -> None:
         nn.Module.__init__(self)
         self.tuner = tuner
         self.network = tuner.model
         self.head = head
+        self.regularise = regularise
         tuner.train()
 
     @property
@@ -30,10 +32,14 @@ class Classifier(Method):
 
     def forward(self, views: Views, progress: Progress) -> StepOutput:
         assert views.labels is not None
-        logits = self.logits(views.crops[0])
+        images, targets = views.crops[0], views.labels
+        if self.regularise is not None:
+            images, targets = self.regularise(images, targets)
+        logits = self.logits(images)
         with full_precision(logits):
-            loss = F.cross_entropy(logits.float(), views.labels)
-        accuracy = (logits.detach().argmax(dim=1) == views.labels).float().mean()
+            loss = F.cross_entropy(logits.float(), targets)
+        classes = targets if targets.ndim == 1 else targets.argmax(dim=1)  # of a mixture: the larger part
+        accuracy = (logits.detach().argmax(dim=1) == classes).float().mean()
         return StepOutput(loss, {"train_accuracy": accuracy})
 
     def logits(self, images: Tensor) -> Tensor:

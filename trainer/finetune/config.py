@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
@@ -9,7 +10,6 @@ from typing import Any, ClassVar, Literal
 from manifests.errors import UsageError
 from trainer.config import CheckpointConfig, RunConfig
 from trainer.engine.optim import OptimConfig
-from trainer.nn.encoders import EncoderConfig
 from trainer.settings import as_yaml, check_keys, plain, require, section
 from trainer.tuners.base import TunerConfig
 
@@ -33,17 +33,37 @@ class TaskReading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderChange:
+    """The network that is fine-tuned, where it is not quite that of --init."""
+
+    name: str | None = None  # timm's, of an --init that is a bare file of weights
+    # Keywords of timm, those of --init where they are not named: global_pool, drop_path_rate (paths are dropped only in
+    # training, and only where something is trained). They cannot change what has trained weights, but for final norms.
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfig:
-    """What the encoder is shown: one view of an image. None is what the encoder was trained with."""
+    """What the encoder is shown: one view of an image. None is what the encoder was trained with, or is not done."""
 
     augment: str = "finetune"
     size: int | None = None  # pixels
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    random_erasing: float | None = None  # share of the images that get a rectangle of noise (arXiv 1708.04896)
+    mixup: float | None = None  # alpha, the larger the nearer to even shares (arXiv 1710.09412); with cutmix either
+    cutmix: float | None = None  # alpha (arXiv 1905.04899)
+    label_smoothing: float | None = None  # share of the target that all classes have evenly
 
     def __post_init__(self) -> None:
         good = self.std is None or all(value > 0 for value in self.std)
         require(good, "images.std", list(self.std or ()), "three numbers above 0")
+        for name in ("mixup", "cutmix"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value < math.inf, f"images.{name}", value, "a number of 0 or more, or null")
+        for name, limit in (("random_erasing", 1.0), ("label_smoothing", 0.99)):
+            value = getattr(self, name)
+            require(value is None or 0 <= value <= limit, f"images.{name}", value, f"from 0 to {limit:g}, or null")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +78,7 @@ class RateConfig:
     learning_rates: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: {"default": (0.01,)})
     grid: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: {"default": (0.005, 0.01, 0.05)})
     warmup_steps: Mapping[str, int] = field(default_factory=lambda: {"default": 0})
+    warmup_epochs: float | None = None  # of all tuners, wins over warmup_steps
 
     def __post_init__(self) -> None:
         for name in ("learning_rates", "grid", "warmup_steps"):
@@ -67,6 +88,9 @@ class RateConfig:
             for tuner, rates in getattr(self, name).items():
                 good = len(rates) > 0 and all(rate > 0 for rate in rates) and len(set(rates)) == len(rates)
                 require(good, f"rates.{name}.{tuner}", list(rates), "one or more different numbers above 0")
+        epochs = self.warmup_epochs
+        good = epochs is None or 0 <= epochs < math.inf
+        require(good, "rates.warmup_epochs", epochs, "a number of 0 or more, or null")
 
     def of(self, tuner: str) -> tuple[float, ...]:
         """The rates that are shown without a sweep."""
@@ -108,7 +132,7 @@ class FinetuneConfig:
 
     recipe: str = ""
     init: str
-    encoder: EncoderConfig | None = None  # of an --init that is a bare file of weights
+    encoder: EncoderChange | None = None
     peft: tuple[str, ...] = DEFAULT_TUNERS
     tasks: tuple[str, ...]
     source: str

@@ -28,6 +28,7 @@ from trainer.engine.signals import StopRequest
 from trainer.export import ExportError, save_encoder
 from trainer.finetune import sequence
 from trainer.finetune.classifier import Classifier, new_head
+from trainer.finetune.regularise import regulariser
 from trainer.finetune.shop import Shop
 from trainer.finetune.stage import Stage
 from trainer.nn import precision
@@ -107,13 +108,14 @@ class LegRun:
         return True
 
     def _stage(self, number: int, folder: RunFolder) -> Stage:
+        images, head = self.shop.settled.config.images, self.heads[number]
         return Stage(
             shop=self.shop,
             spec_name=self.leg.spec.name,
             learning_rate=self.leg.learning_rate,
             seed=self.leg.seed,
             task=self.shop.settled.tasks[number],
-            method=Classifier(self.tuner, self.heads[number]),
+            method=Classifier(self.tuner, head, regulariser(images, head.out_features)),
             folder=folder,
             is_fresh=number == 0 or self._has_own_adapters,
         )
@@ -234,7 +236,9 @@ class LegRun:
             return
         network, changed = merged
         origin, views = self.shop.settled.origin, self.shop.settled.views
-        config = EncoderConfig(name=origin.encoder.name, args={**origin.encoder.args, **changed})
+        args = {**origin.network.args, **changed}
+        args.pop("drop_path_rate", None)  # of this training, not of the network
+        config = EncoderConfig(name=origin.network.name, args=args)
         try:
             save_encoder(
                 network, self.folder.encoder, config=config, image_size=views.size, mean=views.mean, std=views.std

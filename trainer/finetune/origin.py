@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,39 @@ from trainer.nn.init import initialise
 from trainer.recipes import read_yaml
 from trainer.runs import list_runs
 
+_FINAL_NORMS = ("norm", "fc_norm")  # of timm's transformers, before and after the pooling
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What to build and with which weights; images are `size` pixels, normalised by `mean` and `std` of RGB in 0..1."""
+    """What to build and with which weights; images are `size` pixels, normalised by `mean` and `std` of RGB in 0..1.
+
+    `encoder` is the network that the weights were trained in, `network` the one that is fine-tuned: it differs by
+    `changes`, keywords of timm such as `global_pool`.
+    """
 
     init: str
     encoder: EncoderConfig
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    changes: Mapping[str, Any] = field(default_factory=dict)
     run: Path | None = None  # the pre-training run, where it is one
 
     def make(self) -> tuple[nn.Module, str]:
         """The encoder with its weights, and a line that says what was loaded."""
-        encoder = make_encoder(self.encoder, self.size)
-        return encoder, initialise(encoder, self.init)
+        trained = make_encoder(self.encoder, self.size)
+        note = initialise(trained, self.init)
+        if self.network == self.encoder:
+            return trained, note
+        encoder = make_encoder(self.network, self.size)
+        return encoder, note + _take_over(encoder, trained, self.changes)
+
+    @property
+    def network(self) -> EncoderConfig:
+        """What `make` makes."""
+        return EncoderConfig(name=self.encoder.name, args={**self.encoder.args, **self.changes})
 
     @property
     def results(self) -> dict[str, Any]:
@@ -88,7 +104,7 @@ def open_origin(init: str, encoder: EncoderConfig | None, size: int | None = Non
         return _of_timm(init, name, encoder, size)
     if folder.is_dir():
         if encoder is not None:
-            raise UsageError(f"--init {init} says itself which network it is: leave out encoder.name and encoder.args")
+            raise UsageError(f"--init {init} says itself which network it is: leave out encoder.name")
         return _of_folder(folder, size)
     if encoder is None and folder.is_file():
         raise UsageError(
@@ -143,6 +159,23 @@ def _of_folder(folder: Path, size: int | None) -> Origin:
     if size not in (None, trained):
         args.pop("img_size", None)
     return Origin(init=str(folder), encoder=encoder, size=size or trained, mean=mean, std=std, run=_run_of(folder))
+
+
+def _take_over(encoder: nn.Module, trained: nn.Module, changes: Mapping[str, Any]) -> str:
+    """Give the changed network all trained weights but those of final norms that it has elsewhere; says which."""
+    state, own = trained.state_dict(), encoder.state_dict()
+    fresh, gone = ([name for name in one if name not in other] for one, other in ((own, state), (state, own)))
+    other = [name for name in own if name in state and own[name].shape != state[name].shape]
+    wrong = other + [name for name in (*fresh, *gone) if name.partition(".")[0] not in _FINAL_NORMS]
+    if wrong:
+        raise UsageError(
+            f"encoder.args {dict(changes)} would leave trained weights without use, or others untrained: "
+            f"{', '.join(wrong[:3])}. The trained network can only be given another pooling (global_pool) and dropout "
+            "(drop_path_rate)"
+        )
+    encoder.load_state_dict({name: state.get(name, value) for name, value in own.items()})
+    new, old = (", ".join(dict.fromkeys(name.partition(".")[0] for name in names)) for names in (fresh, gone))
+    return (f", {new} new and untrained" if new else "") + (f", {old} left out" if old else "")
 
 
 def _run_of(folder: Path) -> Path | None:

@@ -16,7 +16,8 @@ from trainer.data import tasks
 from trainer.data.order import largest_batch
 from trainer.data.tasks import Task
 from trainer.data.view_plan import ViewConfig
-from trainer.finetune.config import SET_BY_RATES, FinetuneConfig, resolve
+from trainer.engine.layer_decay import layer_scales
+from trainer.finetune.config import SET_BY_RATES, EncoderChange, FinetuneConfig, resolve
 from trainer.finetune.origin import Origin, newest_run, open_origin
 from trainer.finetune.source import Source, default_source, open_source, was_trained_on_digits
 from trainer.nn.encoders import EncoderConfig
@@ -76,7 +77,10 @@ def settle(request: Request) -> Settled:
     config = resolve(merge(recipes.load(name, "finetune"), found, asked), f"recipe {name} with your settings")
     opened = tuple(tasks.open_task(tasks.parse(text), max_pixels=config.data.max_pixels) for text in config.tasks)
     config, more = _fit_batch(config, opened, given="batch_size" in (asked.get("run") or {}))
+    origin = replace(origin, changes=config.encoder.args if config.encoder else {})
     encoder, note = origin.make()
+    if config.optim.layer_decay is not None:
+        layer_scales(encoder, config.optim.layer_decay)  # refuses an encoder that has no known layers
     config, unfit = _fit_tuners(encoder, config, given="peft" in asked)
     return Settled(
         config=config,
@@ -89,12 +93,12 @@ def settle(request: Request) -> Settled:
 
 
 def _origin(asked: Mapping[str, Any]) -> Origin:
-    encoder = asked.get("encoder")
-    chosen = section(FinetuneConfig, "encoder", encoder, "your settings") if encoder is not None else None
-    assert chosen is None or isinstance(chosen, EncoderConfig)
+    given = asked.get("encoder")
+    change: EncoderChange | None = section(FinetuneConfig, "encoder", given, "your settings")
+    named = EncoderConfig(name=change.name, args=change.args) if change is not None and change.name else None
     images = asked.get("images")
     size = images.get("size") if isinstance(images, Mapping) else None
-    return open_origin(str(asked.get("init") or newest_run()), chosen, size)
+    return open_origin(str(asked.get("init") or newest_run()), named, size)
 
 
 def _default_tasks(origin: Origin) -> tuple[str, ...]:

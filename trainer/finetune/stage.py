@@ -86,8 +86,15 @@ class Stage:
     @cached_property
     def optim(self) -> OptimConfig:
         """The recipe's, with the rate of this leg."""
-        warmup = self.config.rates.warmup_of(self.spec_name)
-        return replace(self.config.optim, lr=self.learning_rate, reference_batch=None, warmup_steps=warmup)
+        rates = self.config.rates
+        warmup = rates.warmup_of(self.spec_name) if rates.warmup_epochs is None else None
+        return replace(
+            self.config.optim,
+            lr=self.learning_rate,
+            reference_batch=None,
+            warmup_steps=warmup,
+            warmup_epochs=rates.warmup_epochs or 0.0,
+        )
 
     def _saved(self) -> Checkpoint | None:
         saved, skipped = checkpoint.newest(self.folder.checkpoints)
@@ -123,7 +130,7 @@ class Stage:
             stepper=Stepper(
                 accelerator=self.accelerator,
                 method=parts.fit_to_device(self.method, config.run, self.shop.precision, self.accelerator),
-                optimiser=make_optimiser(self.method, self.optim),
+                optimiser=make_optimiser(self.method, self.optim, self.method.tuner.encoder),
                 schedule=schedule,
                 seed=self.seed,
             ),

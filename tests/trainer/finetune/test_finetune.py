@@ -221,6 +221,8 @@ def test_a_dry_run_says_what_would_be_and_makes_nothing(init, colours, tmp_path)
         ({"run": {"batch_size": 5000}}, "--batch-size 5000 is more than"),
         ({"source": "nowhere"}, "--source nowhere: "),
         ({"encoder": {"name": "resnet18"}}, "leave out encoder.name"),
+        ({"settings": ["encoder.args.depth=3"]}, "would leave trained weights without use"),
+        ({"settings": ["encoder.args.pool=avg"]}, "takes no argument 'pool'"),
         ({"settings": ["images.augment=simcl"]}, "did you mean 'simclr'"),
         ({"settings": ["recipe=digits"]}, "by --recipe"),
     ],
@@ -261,6 +263,24 @@ def test_damaged_images_are_skipped_and_named(init, tmp_path):
     skipped = results(tmp_path / "out")["tasks"][0]["skipped"]
     assert len(skipped) == 2
     assert all(any(name in one for one in skipped) for name in ("torn", "text"))
+
+
+MAE = ["encoder.args={global_pool: token, drop_path_rate: 0.2}", "optim.layer_decay=0.65", "rates.warmup_epochs=0.2"]
+MAE += ["images.mixup=0.8", "images.cutmix=1", "images.label_smoothing=0.1", "images.random_erasing=0.25"]
+
+
+def test_maes_regularisers_and_pooling(init, colours, tmp_path):
+    out = tmp_path / "out"
+    run(init, out, [colours], ("full", "last-blocks:1", "lora:2"), steps=6, settings=MAE)
+    plain = timm.create_model(f"local-dir:{out / rows(out)['full']['folder']}/encoder", pretrained=True)
+    assert plain.global_pool == "token", "the run's encoder has its average"
+    assert not any(getattr(module, "drop_prob", 0) for module in plain.modules()), "of the training, not the network"
+    assert rows(out)["full"]["new_accuracy"] > 0.5
+    found = results(out)
+    assert found["tuners"][0]["source_accuracy_before"] == found["source"]["source_accuracy"]
+    lines = (out / rows(out)["full"]["folder"] / "01-colours" / "metrics.jsonl").read_text().splitlines()
+    assert {"loss", "train_accuracy"} <= json.loads(lines[1]).keys()
+    assert run(init, out, [colours], ("full", "last-blocks:1", "lora:2"), settings=MAE).state == "already finished"
 
 
 def test_runs_lists_comparisons(compared):

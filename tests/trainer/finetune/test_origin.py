@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import timm
@@ -37,6 +38,39 @@ def test_an_exported_folder_is_as_good(init, how):
 def test_another_size_is_resampled(init):
     encoder, _ = open_origin(init, None, size=64).make()
     assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 32)
+
+
+def changed(init, **changes):
+    return replace(open_origin(init, None), changes=changes)
+
+
+def test_another_pooling_has_a_norm_of_its_own(tmp_path):
+    config = EncoderConfig(name=VIT["name"], args=VIT["args"])
+    file = tmp_path / "weights.pth"
+    trained = make_encoder(config, 32)
+    torch.nn.init.normal_(trained.norm.weight)
+    torch.save(trained.state_dict(), file)
+    origin = open_origin(str(file), config, size=32)
+    encoder, note = replace(origin, changes={"global_pool": "avg", "drop_path_rate": 0.5}).make()
+    assert note.endswith(", fc_norm new and untrained, norm left out")
+    tokens = trained.eval()._modules["blocks"](trained._pos_embed(trained.patch_embed(IMAGES)))
+    expected = torch.nn.functional.layer_norm(tokens[:, 1:].mean(1), (32,), eps=1e-6)
+    torch.testing.assert_close(encoder.eval()(IMAGES), expected)
+    torch.manual_seed(0)
+    assert not torch.allclose(encoder.train()(IMAGES), expected), "paths are dropped"
+
+
+def test_dropping_paths_alone_changes_no_weight(init):
+    trained, before = open_origin(init, None).make()
+    encoder, note = changed(init, drop_path_rate=0.5).make()
+    assert note == before
+    assert torch.equal(encoder.eval()(IMAGES), trained.eval()(IMAGES))
+
+
+@pytest.mark.parametrize("change", [{"depth": 1}, {"depth": 3}, {"reg_tokens": 2}, {"mlp_ratio": 2.0}])
+def test_a_change_that_would_leave_weights_untrained_is_refused(init, change):
+    with pytest.raises(UsageError, match="would leave trained weights without use, or others untrained: "):
+        changed(init, **change).make()
 
 
 def test_a_timm_name_brings_timms_statistics():

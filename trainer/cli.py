@@ -14,10 +14,18 @@ import click
 from manifests.errors import DiffmixError
 from trainer.bench import SECTIONS
 from trainer.engine.signals import RESUMABLE
-from trainer.options import FINETUNE, PRETRAIN, finetune_options, nested, pretrain_options
+from trainer.options import (
+    COMPARE,
+    COMPARE_ARMS,
+    FINETUNE,
+    PRETRAIN,
+    compare_options,
+    finetune_options,
+    nested,
+    pretrain_options,
+)
 
 _LATER = {
-    "compare": "several methods or policies with equal budget in one table",
     "evaluate": "kNN, linear probe, shifts, corruptions, transfer",
     "report": "one page comparing runs",
 }
@@ -115,6 +123,47 @@ def finetune(dry_run: bool, as_json: bool, **values: Any) -> int:
 
 
 @cli.command()
+@compare_options
+@click.option("--dry-run", is_flag=True, help="Print the arms, what differs, steps and counts, and stop.")
+@_json_option
+def compare(dry_run: bool, as_json: bool, **values: Any) -> int:
+    """Train several methods or policies with an equal budget, and measure all encoders alike: one table.
+
+    Every run is one of `trainer pretrain`, in a folder of its own. Run it again with the same --out to go on after a
+    stop, or at the same time as another job to share the runs.
+
+    \b
+    trainer compare --method simclr --method dino --mix real --mix diffmix --max-steps 400 --seeds 2
+    trainer compare --recipe digits --out runs/digits
+    trainer compare --recipe arms.yaml --minutes 10 --test cifar10/test.tar
+    """
+    from trainer.compare.command import compare as run
+    from trainer.compare.command import describe
+    from trainer.compare.settings import Request
+    from trainer.engine.loop import CollapsedError
+
+    request = Request(
+        recipe=values["recipe"],
+        methods=values["methods"],
+        mixes=values["mixes"],
+        flags=nested(values, COMPARE),
+        arm_flags=nested(values, COMPARE_ARMS),
+        assignments=values["assignments"],
+        out=values["out"],
+    )
+    if dry_run:
+        facts = describe(request)
+        _print(facts, as_json, facts.pop("text"))
+        return 0
+    outcome = run(request)
+    if outcome.is_main:
+        _print({**outcome.results, "state": outcome.state, "folder": outcome.folder}, as_json, outcome.text())
+    if outcome.state == "stopped":
+        return RESUMABLE
+    return CollapsedError.exit_code if outcome.state == "collapsed" else 0
+
+
+@cli.command()
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.option(
     "--to", type=click.Choice(["timm", "torchvision"]), default="timm", show_default=True, help="For which library."
@@ -183,7 +232,7 @@ def _add(name: str, summary: str) -> None:
     )
     def command() -> None:
         raise click.ClickException(
-            f"`trainer {name}` is not built yet; this version of diffmix pre-trains and fine-tunes"
+            f"`trainer {name}` is not built yet; this version of diffmix pre-trains, compares and fine-tunes"
         )
 
 

@@ -25,11 +25,18 @@ from trainer.settle import Request, Settled, settle
 
 
 def pretrain(request: Request) -> Outcome:
+    """`train` as all that this process does."""
+    outcome = train(request)
+    PartialState().destroy_process_group()
+    return outcome
+
+
+def train(request: Request) -> Outcome:
     """Run, or go on with, what was asked. Raises `DiffmixError`s; `CollapsedError` after writing results.json."""
     adopt_srun(os.environ)
     settled = settle(request)
     method = make_method(settled.config)  # refuses encoders and settings that cannot be before anything is made
-    chosen = _precision(settled.config, method)
+    chosen = precision_of(settled.config, method)
     processes = PartialState(cpu=not torch.cuda.is_available())
     run, main = settled.config.run, processes.is_main_process
     micro_batch_size(run.batch_size, processes.num_processes, run.accumulation)  # refuses before anything is made
@@ -73,7 +80,8 @@ def describe(request: Request) -> dict[str, Any]:
     }
 
 
-def _precision(config: PretrainConfig, method: Method) -> precision.Precision:
+def precision_of(config: PretrainConfig, method: Method) -> precision.Precision:
+    """How the networks of a run compute on this machine."""
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     kind: precision.EncoderKind = "vit" if hasattr(method.encoder, "patch_embed") else "convnet"
     return precision.choose(device, kind, config.run.precision)

@@ -114,7 +114,9 @@ class Run:
         results = self._results("finished", loop) | final | {"wall_seconds": time.time() - began}
         self._export()
         self._write(RESULTS, results)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.free_memory()
         return self._outcome("finished", results)
 
     def _outcome(self, state: str, results: dict[str, Any]) -> Outcome:

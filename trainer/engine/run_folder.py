@@ -24,6 +24,10 @@ CHECKPOINTS, ENCODER, LOCK, OFFENDERS = "checkpoints", "encoder", ".lock", "offe
 _LIBRARIES = ("diffmix", "torch", "torchvision", "timm", "accelerate", "peft", "numpy", "pyarrow", "numba")
 
 
+class InUseError(DiffmixError):
+    """Another process holds the folder."""
+
+
 class RunFolder:
     """Files of one run; every one but metrics.jsonl appears complete or not at all."""
 
@@ -71,7 +75,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One job at a time; raises `DiffmixError` naming the one that holds it."""
+        """One job at a time; raises `InUseError` naming the one that holds it."""
         self.create()
         with explained("lock", str(self.path)):
             file = (self.path / LOCK).open("a+")
@@ -135,7 +139,7 @@ def _lock(file: IO[str], path: Path) -> None:
             raise
         file.seek(0)
         holder = file.read().strip() or "another process"
-        raise DiffmixError(f"{path} is in use by {holder}; wait for it, or choose another --out") from error
+        raise InUseError(f"{path} is in use by {holder}; wait for it, or choose another --out") from error
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()

@@ -1,0 +1,151 @@
+"""Equal budgets: how many steps each arm has, decided once for all processes and seeds, and kept in budget.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from manifests.errors import UsageError
+from trainer.compare.arms import Arm
+from trainer.compare.settings import BudgetConfig, CompareConfig
+from trainer.compare.timing import clock, seconds_per_step
+from trainer.config import PretrainConfig
+from trainer.engine.launch import shared, together
+from trainer.engine.progress import ProgressLine
+from trainer.engine.run_folder import CONFIG, InUseError, RunFolder
+from trainer.engine.signals import StopRequest
+from trainer.nn.collectives import gather_objects
+from trainer.settings import differences
+
+BUDGET = "budget.json"
+LEAST_STEPS = 10
+_LOOK_EVERY = 0.5  # seconds, while another process times the arms
+
+Budget = dict[str, Any]  # as in budget.json
+
+
+class Stopped(Exception):  # noqa: N818  # no error: a signal came
+    """A signal came while the budget was being decided."""
+
+
+def decide(
+    folder: RunFolder,
+    config: CompareConfig,
+    arms: Sequence[Arm],
+    device: torch.device,
+    line: ProgressLine,
+    stop: StopRequest,
+    *,
+    is_main: bool,
+) -> Budget:
+    """The budget of the comparison in `folder`; arms that it does not know yet are timed, where that is needed.
+
+    Every rank must call. Raises `UsageError` if the folder's budget, or what it was decided for, is another one, and
+    `Stopped` at a signal.
+    """
+    with ExitStack() as stack:
+        together(lambda: _lock(folder, stack, line, stop) if is_main else None)
+        _heed(stop)
+        if is_main:
+            folder.write_text(CONFIG, config.to_yaml())
+        budget = shared(folder.read_json(BUDGET)) or _new(config.budget, device)
+        check(budget, config.budget, arms, device)
+        for arm in arms:
+            if arm.name not in budget["arms"]:
+                budget["arms"][arm.name] = _of_arm(arm, config, line)
+            _heed(stop)
+        together(lambda: folder.write_json(BUDGET, budget) if is_main else None)
+    return budget
+
+
+def known(folder: RunFolder, config: CompareConfig, arms: Sequence[Arm], device: torch.device) -> Budget:
+    """What is decided already, or needs no timing: for a look."""
+    budget = folder.read_json(BUDGET) or _new(config.budget, device)
+    check(budget, config.budget, arms, device)
+    if config.budget.max_steps is not None:
+        budget["arms"] |= {arm.name: {"steps": config.budget.max_steps} for arm in arms}
+    return budget
+
+
+def check(budget: Budget, asked: BudgetConfig, arms: Sequence[Arm], device: torch.device) -> None:
+    """Refuse to go on with another budget, other settings of an arm or another pair set, naming the difference."""
+    now = _new(asked, device)
+    for name in ("max_steps", "minutes", "clock"):
+        if budget.get(name) != now[name]:
+            raise UsageError(
+                f"this comparison was begun with {_told(budget)} a run, and {_told(now)} is asked for now: use the "
+                "same, or another --out"
+            )
+    for arm in arms:
+        before = budget["arms"].get(arm.name)
+        found = [] if before is None else differences(before["settings"], _settings(arm), PretrainConfig.FREE)
+        if found:
+            name, old, new = found[0]
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise UsageError(
+                f"arm {arm.name} was begun with {name} {old!r} and has {new!r} now{more}: use the same, call the arm "
+                "something else, or take another --out"
+            )
+        if before is not None and before["data"] != arm.settled.policy.fingerprint:
+            raise UsageError(
+                f"arm {arm.name} was begun on another pair set (or selection of it) than {arm.settled.rows.url} now "
+                "is: restore it, or take another --out"
+            )
+
+
+def _told(budget: Budget) -> str:
+    if budget.get("max_steps") is not None:
+        return f"{budget['max_steps']} steps"
+    return f"{budget.get('minutes'):g} minutes of {budget.get('clock')}"
+
+
+def _new(asked: BudgetConfig, device: torch.device) -> Budget:
+    timed = asked.minutes is not None
+    return {
+        "max_steps": asked.max_steps,
+        "minutes": asked.minutes,
+        "clock": clock(device) if timed else None,
+        "arms": {},
+    }
+
+
+def _of_arm(arm: Arm, config: CompareConfig, line: ProgressLine) -> dict[str, Any]:
+    facts: dict[str, Any] = {"settings": _settings(arm), "data": arm.settled.policy.fingerprint}
+    asked = config.budget
+    if asked.minutes is None:
+        return {"steps": asked.max_steps, **facts}
+    seconds = shared(seconds_per_step(arm, config.seed))
+    steps = max(LEAST_STEPS, int(60 * asked.minutes / seconds))
+    line.say(f"{arm.name}: {1000 * seconds:.0f} ms a step, so {steps} steps")
+    return {"steps": steps, "seconds_per_step": seconds, **facts}
+
+
+def _settings(arm: Arm) -> dict[str, Any]:
+    """All that a run of the arm learns from, but its seed and length."""
+    values = arm.settled.config.to_dict()
+    for name in ("seed", "max_steps", "epochs"):
+        del values["run"][name]
+    return values
+
+
+def _heed(stop: StopRequest) -> None:
+    if any(gather_objects(bool(stop))):
+        raise Stopped
+
+
+def _lock(folder: RunFolder, stack: ExitStack, line: ProgressLine, stop: StopRequest) -> None:
+    """Hold the comparison's folder; waits for another process that decides."""
+    waiting = False
+    while not stop:
+        try:
+            stack.enter_context(folder.locked())
+            return
+        except InUseError as error:
+            if not waiting:
+                line.say(f"waiting: {error}")
+            waiting = True
+            time.sleep(_LOOK_EVERY)

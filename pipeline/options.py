@@ -19,21 +19,22 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# The authors' script: generating_images/run.py of the DiffMix repository, main (SD) variant.
+# The authors' script, generating_images/run.py of the DiffMix repository: what its two variants share.
+_DIFFMIX: dict[str, Any] = {
+    "dtype": "float16",
+    "steps": 50,
+    "guidance_scale": 3.0,
+    "scheduler": "checkpoint",
+    "size": 512,
+    "conditioning": "squash",
+    "variations": 1,
+    "seed": 25,
+    "safety": "off",
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "diffmix-paper": {
-        "model": "lambdalabs/sd-image-variations-diffusers",
-        "revision": "v2.0",
-        "dtype": "float16",
-        "steps": 50,
-        "guidance_scale": 3.0,
-        "scheduler": "checkpoint",
-        "size": 512,
-        "conditioning": "squash",
-        "variations": 1,
-        "seed": 25,
-        "safety": "off",
-    }
+    "diffmix-paper": {"model": "lambdalabs/sd-image-variations-diffusers", "revision": "v2.0", **_DIFFMIX},
+    "diffmix-paper-versatile": {"model": "shi-labs/versatile-diffusion", **_DIFFMIX},
 }
 
 SD_VARIATIONS = "lambdalabs/sd-image-variations-diffusers"

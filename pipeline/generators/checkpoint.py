@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 
 from manifests.errors import UsageError
 from pipeline.embedded import EMBEDDED, checkpoint_path
+from pipeline.generators import deprecated
 from pipeline.generators.base import GeneratorConfig
 
 INDEX = "model_index.json"
@@ -87,10 +88,12 @@ def loading(what: object) -> Iterator[None]:
 def read_index(config: GeneratorConfig) -> tuple[dict[str, Any], Path]:
     """`model_index.json` of the model and the file it was read from; from the hub's cache where it is there.
 
-    Raises `UsageError` where there is none, or where it asks for code of its own.
+    Raises `UsageError` where there is none, where it asks for code of its own, or for a class that diffusers removed.
     """
     path = _find_index(config)
     index = read_json(path)
+    if str(index.get("_class_name")) in deprecated.DEPRECATED:
+        deprecated.find(index["_class_name"])  # else its components would look like code of its own
     custom = [name for name, value in index.items() if _is_custom(name, value)]
     if custom:
         raise UsageError(
@@ -110,7 +113,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def fetch(config: GeneratorConfig) -> Checkpoint:
-    """The checkpoint's files, downloaded where they are not here; without the safety checker if it is off."""
+    """The checkpoint's files, downloaded where they are not here; without the components that stay unused."""
     # The run has one progress line of its own.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -120,7 +123,7 @@ def fetch(config: GeneratorConfig) -> Checkpoint:
         folder = local
         identity = {"model": config.model, "weights": weights_digest(folder, _components(index, config))}
     else:
-        unwanted = {SAFETY: None} if config.safety == "off" and SAFETY in index else {}
+        unwanted = {name: None for name in sorted(_unused(index, config)) if name in index}
         with loading(config.model):
             folder = Path(DiffusionPipeline.download(config.model, revision=path.parent.name, **unwanted))
         identity = {"model": config.model, "revision": path.parent.name}
@@ -140,7 +143,12 @@ def weights_digest(folder: Path, components: Iterable[str]) -> str:
 
 def _components(index: dict[str, Any], config: GeneratorConfig) -> list[str]:
     named = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
-    return sorted(name for name in named if name != SAFETY or config.safety != "off")
+    return sorted(set(named) - _unused(index, config))
+
+
+def _unused(index: dict[str, Any], config: GeneratorConfig) -> frozenset[str]:
+    without_checker = frozenset({SAFETY}) if config.safety == "off" else frozenset()
+    return without_checker | deprecated.unused(str(index.get("_class_name")))
 
 
 def _is_custom(name: str, value: Any) -> bool:

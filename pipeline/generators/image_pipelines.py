@@ -1,4 +1,4 @@
-"""Any diffusers pipeline whose call takes an `image`: image-to-image, StableUnCLIP, InstructPix2Pix and their kin.
+"""Any diffusers pipeline whose call takes an `image`: image-to-image, StableUnCLIP, Versatile Diffusion and their kin.
 
 The pipeline runs as diffusers wrote it. This adapter only fixes what a pair set needs: inputs of one shape, an empty
 prompt, noise that is a function of each image's seed, uint8 pixels, and no safety checker that paints images black. A
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from diffusers import AutoPipelineForImage2Image
 
 from manifests.errors import UsageError
+from pipeline.generators import deprecated
 from pipeline.generators.base import (
     Generator,
     GeneratorConfig,
@@ -30,10 +31,12 @@ from pipeline.generators.base import (
     to_variations,
 )
 from pipeline.generators.checkpoint import SAFETY, Checkpoint, fetch, loading
-from pipeline.generators.schedulers import CHECKPOINT, build_scheduler, scheduler_options
+from pipeline.generators.image_traits import TRAITS, USUAL
+from pipeline.generators.schedulers import CHECKPOINT, Stepper, build_scheduler, scheduler_options
 
 SUPPLIED = {"self", "image", "prompt", "generator"}  # arguments the adapter has a value for
-RECORDED = ("strength", "eta", "noise_level", "image_guidance_scale")  # defaults that change pixels
+# defaults that change pixels
+RECORDED = ("strength", "eta", "noise_level", "image_guidance_scale", "super_res_num_inference_steps")
 
 
 class ImagePipeline(Generator):
@@ -45,20 +48,22 @@ class ImagePipeline(Generator):
         self.pipeline = pipeline.to(device=device, dtype=self.dtype)
         self.pipeline.set_progress_bar_config(disable=True)
         self.arguments = inspect.signature(type(pipeline).__call__).parameters
+        self.traits = TRAITS.get(type(pipeline).__name__, USUAL)
+        if self.traits.float32_on_cpu and device.type == "cpu" and self.dtype != torch.float32:
+            raise UsageError(f"{type(pipeline).__name__} runs on a CPU in float32 only, not in {config.dtype}")
         self.conditioning = config.conditioning
-        self.size = _checked_size(pipeline, config.size)
+        self.size = self._checked_size(config.size)
         self.calls = self._settings(checkpoint, config)
         scheduler_name = checkpoint.setting(config.scheduler, "scheduler", CHECKPOINT)
-        if scheduler_name != CHECKPOINT:
-            pipeline.scheduler = build_scheduler(pipeline.scheduler, scheduler_name)
+        self._set_scheduler(scheduler_name)
         self.spec = {
             "generator": "image-pipeline",
             "pipeline": type(pipeline).__name__,
             **checkpoint.identity,
-            "steps": self._default("num_inference_steps"),
-            "guidance_scale": self._default("guidance_scale"),
+            "steps": self._default(self.traits.steps),
+            "guidance_scale": self._default(self.traits.guidance_scale),
             **{name: self._default(name) for name in RECORDED if name in self.arguments},
-            "scheduler": type(getattr(pipeline, "scheduler", None)).__name__,
+            "scheduler": type(getattr(pipeline, self.traits.scheduler, None)).__name__,
             "scheduler_options": scheduler_options(scheduler_name),
             "size": self.size,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -97,8 +102,8 @@ class ImagePipeline(Generator):
     def _settings(self, checkpoint: Checkpoint, config: GeneratorConfig) -> dict[str, Any]:
         """The arguments that stay the same from batch to batch."""
         asked = {
-            "num_inference_steps": checkpoint.setting(config.steps, "steps", None),
-            "guidance_scale": checkpoint.setting(config.guidance_scale, "guidance_scale", None),
+            self.traits.steps: checkpoint.setting(config.steps, "steps", None),
+            self.traits.guidance_scale: checkpoint.setting(config.guidance_scale, "guidance_scale", None),
         }
         for name, value in asked.items():
             if value is not None and name not in self.arguments:
@@ -108,8 +113,40 @@ class ImagePipeline(Generator):
         # Pipelines with an image processor hand out tensors; the others know numpy arrays at least.
         return {**settings, "output_type": "pt" if hasattr(self.pipeline, "image_processor") else "np"}
 
+    def _checked_size(self, size: int | None) -> int:
+        name = type(self.pipeline).__name__
+        factor = 1 if self.traits.fixed_size else int(getattr(self.pipeline, "vae_scale_factor", 8))
+        networks = (getattr(self.pipeline, network, None) for network in self.traits.networks)
+        network = next((network for network in networks if network is not None), None)
+        native = getattr(getattr(network, "config", None), "sample_size", None)
+        if size is None:
+            if not isinstance(native, int):
+                raise UsageError(f"{name} does not say which size it was trained for; give --size")
+            return native * factor
+        if self.traits.fixed_size and size != native:
+            raise UsageError(f"{name} draws images of {native} pixels, its last network's size, and no others")
+        multiple = max(8, factor)
+        if not self.traits.fixed_size and (size <= 0 or size % multiple):
+            raise UsageError(f"size {size} is not a positive multiple of {multiple}")
+        return size
+
+    def _set_scheduler(self, name: str) -> None:
+        """Exchange the scheduler for the one called `name`, where the pipeline has one that can be exchanged."""
+        shipped = getattr(self.pipeline, self.traits.scheduler, None)
+        if name not in (CHECKPOINT, type(shipped).__name__):
+            if not hasattr(self.pipeline, "scheduler"):
+                raise UsageError(
+                    f"{type(self.pipeline).__name__} runs with the schedulers of its checkpoint only; "
+                    f"leave --scheduler {name} out"
+                )
+            self.pipeline.scheduler = build_scheduler(shipped, name)
+        if self.traits is not USUAL:
+            Stepper.check(getattr(self.pipeline, self.traits.scheduler), int(self._default(self.traits.steps)))
+
     def prepare(self, image: Image) -> torch.Tensor:
         """A uint8 image [H, W, 3] as uint8 [size, size, 3]: squashed, or cropped to a square first."""
+        if self.conditioning == "squash" and not self.traits.antialias:
+            return _squashed_without_antialias(image, self.size)
         picture = PIL.Image.fromarray(image)
         if self.conditioning == "crop":
             short = min(picture.size)
@@ -136,7 +173,8 @@ class ImagePipeline(Generator):
     @torch.inference_mode()
     def similarity(self, condition: torch.Tensor, images: torch.Tensor) -> torch.Tensor | None:
         """Cosine [B], float32, of the pipeline's own image embeddings; None where it has no image encoder."""
-        encoder, extractor = (getattr(self.pipeline, name, None) for name in ("image_encoder", "feature_extractor"))
+        names = ("image_encoder", self.traits.feature_extractor)
+        encoder, extractor = (getattr(self.pipeline, name, None) for name in names)
         if encoder is None or extractor is None:
             return None
         pictures = _pictures(condition) + _pictures(images)
@@ -167,6 +205,8 @@ def image_class(name: str) -> Any:
 
     Else `AutoPipelineForImage2Image`, where that knows the image-to-image sibling; else raises `UsageError`.
     """
+    if name in deprecated.DEPRECATED:
+        return deprecated.find(name)
     pipeline_class = getattr(diffusers, name, None)
     if pipeline_class is None:
         raise UsageError(f"this diffusers ({diffusers.__version__}) has no pipeline class {name!r}")
@@ -182,18 +222,11 @@ def image_class(name: str) -> Any:
     )
 
 
-def _checked_size(pipeline: Any, size: int | None) -> int:
-    factor = int(getattr(pipeline, "vae_scale_factor", 8))
-    if size is not None:
-        multiple = max(8, factor)
-        if size <= 0 or size % multiple:
-            raise UsageError(f"size {size} is not a positive multiple of {multiple}")
-        return size
-    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
-    native = getattr(getattr(network, "config", None), "sample_size", None)
-    if not isinstance(native, int):
-        raise UsageError(f"{type(pipeline).__name__} does not say which size it was trained for; give --size")
-    return native * factor
+def _squashed_without_antialias(image: Image, side: int) -> torch.Tensor:
+    """A uint8 image [H, W, 3] as uint8 [side, side, 3], in the steps that `ImageTraits.antialias` describes."""
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None].float() / 255
+    pixels = F.interpolate(pixels, size=(side, side), mode="bicubic", align_corners=False)
+    return pixels[0].clamp(0, 1).mul(255).to(torch.uint8).permute(1, 2, 0).contiguous()
 
 
 def _pictures(images: torch.Tensor) -> list[PIL.Image.Image]:

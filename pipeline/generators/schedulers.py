@@ -78,7 +78,7 @@ class Stepper:
             if not 1 <= steps <= most:
                 raise ValueError(f"it was trained with {most}, and one at least is needed")
             cls(scheduler, steps, [])
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, ZeroDivisionError) as error:
             raise UsageError(f"{type(scheduler).__name__} cannot take {steps} steps: {error}") from error
 
     def scaled_noise(self, noise: torch.Tensor) -> torch.Tensor:

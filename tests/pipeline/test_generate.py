@@ -265,6 +265,8 @@ def test_preset_holds_the_reference_settings():
     preset = PRESETS["diffmix-paper"]
     assert (preset["steps"], preset["guidance_scale"], preset["seed"], preset["size"]) == (50, 3.0, 25, 512)
     assert (preset["model"], preset["revision"]) == ("lambdalabs/sd-image-variations-diffusers", "v2.0")
+    versatile = PRESETS["diffmix-paper-versatile"]
+    assert versatile == {k: v for k, v in preset.items() if k != "revision"} | {"model": "shi-labs/versatile-diffusion"}
 
 
 @pytest.mark.parametrize(

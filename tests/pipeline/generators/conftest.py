@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -16,6 +17,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     StableUnCLIPImg2ImgPipeline,
+    UnCLIPScheduler,
     UNet2DConditionModel,
     UNet2DModel,
 )
@@ -27,11 +29,13 @@ from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
     PreTrainedTokenizerFast,
 )
 
+from pipeline.generators import deprecated
 from pipeline.generators.random_weights import SD_SCHEDULER, TINY_32, tiny_variations
 
 TEXT = {
@@ -162,6 +166,73 @@ def unclip_folder(tmp_path_factory) -> Path:
         image_normalizer=StableUnCLIPImageNormalizer(embedding_dim=width),
         image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
         scheduler=DDIMScheduler.from_config(SD_SCHEDULER),
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def versatile_folder(tmp_path_factory) -> Path:
+    """All of Versatile Diffusion, as `shi-labs/versatile-diffusion` holds it."""
+    deprecated.find("VersatileDiffusionPipeline")
+    module = diffusers.pipelines.versatile_diffusion
+    folder = tmp_path_factory.mktemp("versatile")
+    torch.manual_seed(7)
+    width = TINY_32["clip"]["projection_dim"]
+    flat = {
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlockFlat", "DownBlockFlat"),
+        "up_block_types": ("UpBlockFlat", "CrossAttnUpBlockFlat"),
+        "cross_attention_dim": width,
+    }
+    parts = image_parts()
+    module.VersatileDiffusionPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=CLIPTextModelWithProjection(CLIPTextConfig(**TEXT, projection_dim=width)).eval(),
+        image_feature_extractor=parts["feature_extractor"],
+        image_encoder=parts["image_encoder"],
+        image_unet=UNet2DConditionModel(**{**TINY_32["unet"], "cross_attention_dim": width}).eval(),
+        text_unet=module.modeling_text_unet.UNetFlatConditionModel(**flat).eval(),
+        vae=AutoencoderKL(**TINY_32["vae"]).eval(),
+        scheduler=DDIMScheduler.from_config(SD_SCHEDULER),
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def karlo_folder(tmp_path_factory) -> Path:
+    """unCLIP image variations, as `kakaobrain/karlo-v1-alpha-image-variations` holds them: 16 pixels made 32."""
+    pipeline_class = deprecated.find("UnCLIPImageVariationPipeline")
+    folder = tmp_path_factory.mktemp("karlo")
+    torch.manual_seed(8)
+    width = TINY_32["clip"]["projection_dim"]
+    text = CLIPTextConfig(**{**TEXT, "hidden_size": width}, projection_dim=width)
+    blocks = {"block_out_channels": (32, 64), "layers_per_block": 1}
+    resnets = {
+        "down_block_types": ("ResnetDownsampleBlock2D", "ResnetDownsampleBlock2D"),
+        "up_block_types": ("ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"),
+    }
+    crossed = {
+        "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "resnet_time_scale_shift": "scale_shift",
+        "class_embed_type": "identity",
+        "attention_head_dim": 4,
+        "cross_attention_dim": 20,
+    }
+    pipeline_class(
+        decoder=UNet2DConditionModel(sample_size=16, in_channels=3, out_channels=6, **blocks, **crossed).eval(),
+        text_encoder=CLIPTextModelWithProjection(text).eval(),
+        tokenizer=tokenizer(),
+        text_proj=diffusers.pipelines.unclip.text_proj.UnCLIPTextProjModel(
+            clip_embeddings_dim=width, time_embed_dim=128, cross_attention_dim=20
+        ).eval(),
+        **image_parts(),
+        super_res_first=UNet2DModel(sample_size=32, in_channels=6, **blocks, **resnets).eval(),
+        super_res_last=UNet2DModel(sample_size=32, in_channels=6, **blocks, **resnets).eval(),
+        decoder_scheduler=UnCLIPScheduler(variance_type="learned_range"),
+        super_res_scheduler=UnCLIPScheduler(variance_type="fixed_small_log"),
     ).save_pretrained(folder)
     return folder
 

@@ -52,7 +52,7 @@ def test_pixels_equal_the_pipelines_own(kind, request):
     assert np.abs(result.images.numpy().astype(int) - reference).max() <= 1
 
 
-@pytest.mark.parametrize("kind", ["img2img_folder", "unclip_folder"])
+@pytest.mark.parametrize("kind", ["img2img_folder", "unclip_folder", "versatile_folder", "karlo_folder"])
 def test_a_row_depends_on_its_own_image_and_seed_alone(kind, request):
     made = load(request.getfixturevalue(kind))
     condition = made.embed(inputs(made))
@@ -62,24 +62,30 @@ def test_a_row_depends_on_its_own_image_and_seed_alone(kind, request):
     assert not torch.equal(first[0], mixed[0])
 
 
-def test_similarity_where_there_is_an_image_encoder(img2img_folder, unclip_folder):
-    made = load(unclip_folder)
+@pytest.mark.parametrize("kind", ["unclip_folder", "versatile_folder", "karlo_folder"])
+def test_similarity_where_there_is_an_image_encoder(kind, request):
+    made = load(request.getfixturevalue(kind))
     condition = made.embed(inputs(made))
     torch.testing.assert_close(made.similarity(condition, condition), torch.ones(3), atol=1e-5, rtol=0)
     assert (made.similarity(condition, condition.roll(1, 0)) < 1).all()
+
+
+def test_no_similarity_without_an_image_encoder(img2img_folder):
     without = load(img2img_folder)
+    condition = without.embed(inputs(without))
     assert without.similarity(condition, condition) is None
 
 
-def test_non_finite_images_are_reported_and_mended(img2img_folder):
-    made = load(img2img_folder, dtype="float16")
+@pytest.mark.parametrize("kind", ["img2img_folder", "versatile_folder"])
+def test_non_finite_images_are_reported_and_mended(kind, request):
+    made = load(request.getfixturevalue(kind), dtype="float16")
     with torch.no_grad():
         made.pipeline.vae.decoder.conv_in.weight.mul_(3e4)
     condition = made.embed(inputs(made))
     assert not made.vary(condition, SEEDS).finite.any()
     with made.full_precision():
         assert made.vary(condition, SEEDS).finite.all()
-    assert made.pipeline.unet.dtype == torch.float16
+    assert made.pipeline.vae.dtype == torch.float16
 
 
 def test_spec_names_the_pipeline_and_the_defaults_it_ran_with(img2img_folder, text_folder):

@@ -34,6 +34,9 @@ def test_every_generator_is_there(name):
         ("StableDiffusionInstructPix2PixPipeline", "image-pipeline"),
         ("StableDiffusionPipeline", "image-pipeline"),
         ("StableDiffusionXLPipeline", "image-pipeline"),
+        ("VersatileDiffusionPipeline", "image-pipeline"),
+        ("VersatileDiffusionImageVariationPipeline", "image-pipeline"),
+        ("UnCLIPImageVariationPipeline", "image-pipeline"),
     ],
 )
 def test_the_pipeline_class_chooses_the_generator(tmp_path, class_name, generator):

@@ -41,12 +41,12 @@ class Split:
 def split(rows: ImageSet, *, bank: int, queries: int) -> Split | None:
     """At most so many of the labelled real images; None where there are no labels or no real images.
 
-    Rows lie in hash order in a set, so that the first ones are a fair sample.
+    Rows lie in hash order in a set, so that the first ones are a fair sample. A label below 0 says that there is none.
     """
     labels = rows.label if rows.has_real else None
     if labels is None:
         return None
-    some = np.arange(min(len(rows), 2 * bank + 20 * queries))
+    some = np.flatnonzero(labels >= 0)[: 2 * bank + 20 * queries]
     chosen = np.array([is_query(key) for key in rows.keys(some)])
     query_rows, bank_rows = some[chosen][:queries], some[~chosen][:bank]
     if len(query_rows) < 2 or len(bank_rows) < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -42,13 +42,15 @@ def write_pairs(
     shards: int = 2,
     real: bool = True,
     labelled: bool = True,
+    label: Callable[[int], int] = lambda number: number % 3,
     failed: Iterable[int] = (),
     uneven: bool = False,
     recorded: bool = True,
+    similarity: Callable[[int, int], float] = lambda number, index: (number + index) / 100,
     merged: bool = True,
     real_data: bytes | None = None,
 ) -> str:
-    """A set of rows k0, k1, ... in order; row n has label n % 3, similarity (n + index) / 100. Returns its folder."""
+    """A set of rows k0, k1, ... in order; row n has label n % 3. Returns its folder."""
     plan = make_plan(
         rows=rows,
         shards=shards,
@@ -65,7 +67,7 @@ def write_pairs(
         for _ in range(plan.shard_rows(shard)):
             facts: dict[str, Any] = {"key": f"k{number}"}
             if labelled:
-                facts |= {"label": number % 3, "class_name": ("cat", "dog", "a bird")[number % 3]}
+                facts |= {"label": label(number), "class_name": ("cat", "dog", "a bird")[number % 3]}
             if number in failed:
                 writer.add(Sample(**facts, error="unreadable"))
             else:
@@ -74,7 +76,7 @@ def write_pairs(
                 if real_data is not None:
                     kept["data"] = real_data
                 synthetic = [
-                    variation(number, index, sides, (number + index) / 100 if recorded else None)
+                    variation(number, index, sides, similarity(number, index) if recorded else None)
                     for index in range(variations)
                 ]
                 writer.add(Sample(**facts, real=EncodedImage(**kept) if real else None, synthetic=synthetic))

@@ -63,6 +63,28 @@ def test_an_item_shows_the_same_in_any_company(rows, policy):
     assert np.array_equal(together.images[:, ::7], np.concatenate([one.images for one in alone], 1))
 
 
+BEFORE_WEIGHTS = [  # what items 0, 7, 19, 33, 38 and the last one of epoch 3, seed 1 show: rows, then images of 4 views
+    ({"policy": "synthetic"}, [0, 7, 19, 33, 38, 39], [[0, 2, 1, 2, 0, 1]] * 4),
+    ({"policy": "diffmix"}, [0, 7, 19, 33, 38, 39], [[-1] * 6, *[[1, 2, 1, 1, 1, 2]] * 3]),
+    (
+        {"synthetic_view": "random", "probability": 0.5, "same_variation": False},
+        [0, 7, 19, 33, 38, 39],
+        [[1, -1, 1, -1, 1, -1], [-1, -1, -1, -1, -1, 0], [0, -1, 0, -1, 2, 2], [1, -1, 2, -1, 1, 0]],
+    ),
+    ({"policy": "union"}, [0, 1, 4, 8, 9, 39], [[-1, 2, 2, 0, 1, 2]] * 4),
+    ({"policy": "inflate", "replicas": 2}, [0, 7, 19, 33, 38, 39], [[-1, -1, -1, -1, -1, 2]] * 4),
+]
+
+
+@pytest.mark.parametrize(("config", "of_rows", "images"), BEFORE_WEIGHTS)
+def test_without_weights_items_show_what_they_ever_did(rows, config, of_rows, images):
+    """Checkpoints from before there were weights go on with the same images."""
+    last = mixing.make(MixConfig(**config), rows).num_items - 1
+    found = assigned(rows, [0, 7, 19, 33, 38, last], local=2, epoch=3, seed=1, **config)
+    assert found.rows.tolist() == of_rows
+    assert found.images.tolist() == images
+
+
 def test_real_shows_each_real_image_once(rows):
     found = assigned(rows, policy="real", local=2)
     assert np.array_equal(found.rows, np.arange(ROWS))
@@ -156,6 +178,27 @@ def test_union_has_every_image_once(rows):
     assert len(found.rows) == ROWS * (1 + K)
 
 
+@pytest.mark.parametrize("first", ["synthetic", "real"])
+def test_sequential_shows_one_side_first_and_the_other_ever_after(rows, first):
+    for epoch in range(5):
+        found = assigned(rows, policy="sequential", first=first, first_epochs=2, epoch=epoch, local=2)
+        assert np.array_equal(found.rows, np.arange(ROWS))
+        side = first if epoch < 2 else {"synthetic": "real", "real": "synthetic"}[first]
+        expected = assigned(rows, policy=side, epoch=epoch, local=2)
+        assert np.array_equal(found.images, expected.images)
+        assert (found.images >= 0).all() == (side == "synthetic")
+
+
+def test_sequential_asks_how_long(rows):
+    with pytest.raises(UsageError, match=r"needs the number of epochs .* --set mix.first_epochs=N"):
+        assigned(rows, policy="sequential")
+    policy = mixing.make(MixConfig(policy="sequential", first_epochs=5), rows)
+    policy.check_epochs(5.5)
+    with pytest.raises(UsageError, match=r"first_epochs is 5 and the run has 5 epochs, .* synthetic images only"):
+        policy.check_epochs(5)
+    mixing.make(MixConfig(first_epochs=5), rows).check_epochs(1)  # of no other policy
+
+
 def test_inflate_has_copies_of_the_real_images_and_every_generated_one_once(rows):
     found = assigned(rows, policy="inflate", replicas=10)
     assert (found.images == found.images[0]).all() and (found.set == 0).all()
@@ -174,13 +217,13 @@ def test_inflate_takes_generated_images_from_another_set(real_only, synthetic_on
     assert generated == {(row, image) for row in range(5) for image in range(2)}
 
 
-@pytest.mark.parametrize("policy", ["synthetic", "diffmix", "union", "inflate"])
+@pytest.mark.parametrize("policy", ["synthetic", "diffmix", "sequential", "union", "inflate"])
 def test_real_sets_say_what_they_can_be_used_for(real_only, policy):
     with pytest.raises(UsageError, match=f"{policy} needs .* no synthetic ones; .* can be real, inflate with"):
         assigned(real_only, policy=policy)
 
 
-@pytest.mark.parametrize("policy", ["real", "diffmix", "union", "inflate"])
+@pytest.mark.parametrize("policy", ["real", "diffmix", "sequential", "union", "inflate"])
 def test_synthetic_sets_say_what_they_can_be_used_for(synthetic_only, policy):
     with pytest.raises(UsageError, match=f"{policy} needs .* no real ones; .* can be synthetic$"):
         assigned(synthetic_only, policy=policy)
@@ -200,6 +243,13 @@ def test_generated_images_must_be_there(real_only):
         ({"variation": -1}, "number from 0"),
         ({"variation": "all"}, "number from 0"),
         ({"replicas": 0}, "at least 1"),
+        ({"first": "both"}, "unknown mix.first 'both'.*synthetic, real"),
+        ({"first_epochs": 0}, "at least 1"),
+        ({"weight": "similarty"}, "did you mean 'similarity'"),
+        ({"weight": "class_name"}, "Known: label, shard, similarity"),
+        ({"weight": "flagged"}, "unknown mix.weight"),
+        ({"weight_power": -1.0}, "0 or more"),
+        ({"weight_power": float("inf")}, "0 or more"),
         ({"synthetic_crops": -1}, "at least 0"),
     ],
 )

@@ -49,6 +49,14 @@ def test_a_tenth_of_many_keys():
     assert sum(is_query(f"key-{number}") for number in range(10_000)) == pytest.approx(1000, abs=100)
 
 
+def test_images_of_no_class_neither_ask_nor_answer(tmp_path):
+    rows = open_pairs(tmp_path / "set", 60, label=lambda number: number % 3 if number % 2 else -1)
+    found = split(rows, bank=1000, queries=1000)
+    labelled = [index for index, key in enumerate(rows.keys(np.arange(60))) if int(key[1:]) % 2]
+    assert sorted([*found.queries, *found.bank]) == labelled
+    assert min(found.bank_labels.min(), found.query_labels.min()) == 0
+
+
 @pytest.mark.parametrize("how", [{"labelled": False}, {"real": False}, {"rows": 5}])
 def test_sets_that_cannot_be_asked(tmp_path, how):
     assert split(open_pairs(tmp_path / "set", **{"rows": 60, **how}), bank=100, queries=100) is None

@@ -77,8 +77,8 @@ def test_a_recipe_is_not_set(data):
 
 
 def test_an_unknown_method_is_refused(data):
-    with pytest.raises(UsageError, match="method 'byol' is not known; choose one of simclr, barlow-twins, dino"):
-        settled(data, "method.name=byol")
+    with pytest.raises(UsageError, match="method 'simsiam' is not known; choose one of simclr, barlow-twins, dino"):
+        settled(data, "method.name=simsiam")
 
 
 def test_errors_name_recipe_and_key(data):

@@ -5,6 +5,7 @@ METHODS: dict[str, str] = {
     "barlow-twins": "trainer.methods.barlow_twins:BarlowTwins",
     "dino": "trainer.methods.dino:DINO",
     "swav": "trainer.methods.swav:SwAV",
-    "swav": "trainer.methods.swav:SwAV",
     "mae": "trainer.methods.mae:MAE",
+    "byol": "trainer.methods.byol:BYOL",
+    "moco-v3": "trainer.methods.moco_v3:MoCoV3",
 }

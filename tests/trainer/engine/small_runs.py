@@ -13,9 +13,10 @@ HEADS = {
     "simclr": {"hidden_dim": 32, "out_dim": 16},
     "barlow-twins": {"projector": [32, 32]},
     "dino": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 32, "local_crops": 2, "drop_path": 0.1},
-    "swav": {"hidden_dim": 32, "out_dim": 16, "prototypes": 24, "local_crops": 2, "queue_length": 16},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "swav": {"hidden_dim": 32, "out_dim": 16, "prototypes": 24, "local_crops": 2, "queue_length": 16},
+    "byol": {"hidden_dim": 32, "out_dim": 16},
+    "moco-v3": {"hidden_dim": 32, "out_dim": 16},
 }
 SETTINGS = ["evaluation.final=false", "evaluation.every=0", "run.log_every=1", "data.workers=1", "optim.lr=1e-3"]
 TIMING = ("images_per_second", "data_wait")

@@ -9,11 +9,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.trainer.methods.small import MIDWAY, noise_views, part, plain_method, small_method
 from tests.trainer.methods.test_barlow_twins import naive_terms
+from tests.trainer.methods.test_byol import naive_byol_loss
+from tests.trainer.methods.test_moco_v3 import naive_info_nce
 from tests.trainer.methods.test_simclr import naive_nt_xent
 from tests.trainer.methods.test_swav import naive_swav_loss
 from tests.trainer.ranks import RANKS, on_ranks
 from trainer.methods import METHODS
 from trainer.methods.barlow_twins import barlow_terms
+from trainer.methods.byol import byol_loss
+from trainer.methods.moco_v3 import info_nce
 from trainer.methods.simclr import nt_xent
 from trainer.methods.swav import SwAVConfig, swapped_prediction
 from trainer.nn.sinkhorn import sinkhorn
@@ -22,8 +26,8 @@ IMAGES = 8
 QUEUED = 5  # images: not the same number on two ranks
 
 
-def _projections():
-    draw = torch.Generator().manual_seed(0)
+def _projections(seed=0):
+    draw = torch.Generator().manual_seed(seed)
     return torch.randn(2, IMAGES, 4, generator=draw) + torch.randn(IMAGES, 4, generator=draw)
 
 
@@ -41,6 +45,20 @@ def _simclr(projections):
 def _barlow(projections):
     terms = barlow_terms(projections)
     return terms.on_diagonal + 0.3 * terms.off_diagonal
+
+
+def _targets():
+    """What another network makes of this rank's images."""
+    start, stop = _share()
+    return _projections(seed=1)[:, start:stop]
+
+
+def _byol(projections):
+    return byol_loss(projections, _targets())[0]
+
+
+def _moco(projections):
+    return info_nce(projections, _targets(), 0.2).loss
 
 
 def _queued():
@@ -74,6 +92,9 @@ def _swav_with_queue():
         method.after_step(progress)
         losses.append(loss.detach())
     return {"losses": torch.stack(losses), "queue": method.queue, "prototypes": method.prototypes.weight.detach()}
+
+
+GIVEN = {"simclr": _simclr, "barlow": _barlow, "swav": _swav, "byol": _byol, "moco": _moco}
 
 
 def _loss_and_gradient(function):
@@ -110,9 +131,7 @@ def _step(name, parts):
 def _everything():
     torch.set_num_threads(1)
     return {
-        "simclr": _loss_and_gradient(_simclr),
-        "barlow": _loss_and_gradient(_barlow),
-        "swav": _loss_and_gradient(_swav),
+        **{name: _loss_and_gradient(function) for name, function in GIVEN.items()},
         "assignments": _assignments(),
         "queue": _swav_with_queue(),
         "steps": {name: _step(name, 1) for name in METHODS},
@@ -125,7 +144,7 @@ def results():
     return on_ranks(_everything)
 
 
-@pytest.mark.parametrize(("name", "function"), [("simclr", _simclr), ("barlow", _barlow), ("swav", _swav)])
+@pytest.mark.parametrize(("name", "function"), GIVEN.items(), ids=GIVEN)
 def test_losses_of_given_projections(results, name, function):
     alone = _loss_and_gradient(function)
     losses = torch.stack([result[name]["loss"] for result in results])
@@ -139,6 +158,11 @@ def test_losses_of_given_projections_are_the_papers(results):
     projections = _projections().double()
     simclr = torch.stack([result["simclr"]["loss"] for result in results]).mean()
     torch.testing.assert_close(simclr.double(), naive_nt_xent(projections, 0.2), atol=1e-5, rtol=1e-5)
+    targets = _targets().double()
+    papers = {"byol": naive_byol_loss(projections, targets), "moco": naive_info_nce(projections, targets, 0.2)}
+    for name, expected in papers.items():
+        mean = torch.stack([result[name]["loss"] for result in results]).mean()
+        torch.testing.assert_close(mean.double(), expected, atol=1e-5, rtol=1e-5)
     on, off = naive_terms(projections)
     for result in results:
         torch.testing.assert_close(result["barlow"]["loss"].double(), on + 0.3 * off, atol=1e-5, rtol=1e-5)

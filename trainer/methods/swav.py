@@ -198,7 +198,10 @@ class SwAV(Method):
         entropy, most = logs.get("assignment_entropy", 0.0), math.log(self.config.prototypes)
         agreed = abs(logs.get("kl_divergence", most)) < _EMPTY * most
         if entropy > (1 - _EMPTY) * most and agreed and progress.step * 5 >= progress.total_steps:
-            return f"the assignments' entropy is {entropy:.3f} of at most {most:.3f} and so predicted (collapse)"
+            return (
+                f"the assignments' entropy is {entropy:.3f} of at most {most:.3f} and so predicted (collapse; a lower "
+                "method.epsilon or optim.lr, method.head_norm=none or weaker views may keep it away)"
+            )
         return super().collapse(logs, progress)
 
     def before_update(self, progress: Progress) -> None:

@@ -39,7 +39,7 @@ def train(request: Request) -> Outcome:
     chosen = precision_of(settled.config, method)
     processes = PartialState(cpu=not torch.cuda.is_available())
     run, main = settled.config.run, processes.is_main_process
-    micro_batch_size(run.batch_size, processes.num_processes, run.accumulation)  # refuses before anything is made
+    method.check_batch(micro_batch_size(run.batch_size, processes.num_processes, run.accumulation))
     folder = RunFolder(shared(request.out or _default_out(settled.config)))
     accelerator = make_accelerator(chosen, run.trackers, folder.path)
     line = ProgressLine(speaks=main)

@@ -6,6 +6,7 @@ METHODS: dict[str, str] = {
     "dino": "trainer.methods.dino:DINO",
     "swav": "trainer.methods.swav:SwAV",
     "mae": "trainer.methods.mae:MAE",
+    "mixed-ae": "trainer.methods.mixed_ae:MixedAE",
     "byol": "trainer.methods.byol:BYOL",
     "moco-v3": "trainer.methods.moco_v3:MoCoV3",
 }

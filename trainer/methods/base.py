@@ -83,6 +83,9 @@ class Method(nn.Module, ABC):
         """What the user should know of the method's own schedules in a run of this length."""
         return []
 
+    def check_batch(self, images: int) -> None:
+        """Raises `UsageError` unless the method can train on micro-batches of so many images on each rank."""
+
     def before_update(self, progress: Progress) -> None:
         """After the last backward pass, before clipping and the optimiser: the place to cancel gradients."""
 

@@ -59,6 +59,11 @@ class Encoded(NamedTuple):
     visible: Tensor
     order: Tensor
 
+    @property
+    def predicted(self) -> Tensor:
+        """Numbers of the patches that the decoder predicts, int64 [N, M]: the hidden ones, or all if none is hidden."""
+        return self.order[:, self.visible.shape[1] % self.order.shape[1] :]
+
 
 def random_orders(count: int, length: int, seed: int) -> Tensor:
     """Random orders of 0 to `length` - 1, int64 [count, length], for this rank's part of `count` times ranks many.
@@ -130,7 +135,6 @@ class MAE(Method):
 
     def reconstruct(self, images: Tensor, encoded: Encoded) -> Tensor:
         """The loss of what the decoder predicts of the hidden patches."""
-        hidden = encoded.order[:, encoded.visible.shape[1] :]
         predicted = self.decoder(*encoded)
-        pixels = take(patchify(images, self.patch), hidden)
+        pixels = take(patchify(images, self.patch), encoded.predicted)
         return reconstruction_loss(predicted, pixels, normalize=self.config.normalize_targets)

@@ -31,7 +31,7 @@ class PatchDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, prefix: Tensor, visible: Tensor, order: Tensor) -> Tensor:
-        """Pixels [N, L - k, P] of the hidden patches.
+        """Pixels [N, L - k, P] of the hidden patches; of all of them, [N, L, P], where none is hidden.
 
         `order` is int64 [N, L], the numbers of all patches, those of `visible` [N, k, D] first; `prefix` is [N, T, D],
         what the encoder says of class tokens and registers.
@@ -40,7 +40,8 @@ class PatchDecoder(nn.Module):
         positions = self.positions[order]
         masked = self.mask_token + positions[:, count:]
         tokens = [self.embed(prefix), self.embed(visible) + positions[:, :count], masked]
-        return self.predict(self.norm(self.blocks(torch.cat(tokens, dim=1))[:, -masked.shape[1] :]))
+        predicted = masked.shape[1] or count
+        return self.predict(self.norm(self.blocks(torch.cat(tokens, dim=1))[:, -predicted:]))
 
 
 def _xavier(module: nn.Module) -> None:

@@ -14,6 +14,7 @@ HEADS = {
     "barlow-twins": {"projector": [32, 32]},
     "dino": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 32, "local_crops": 2, "drop_path": 0.1},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+    "mixed-ae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "swav": {"hidden_dim": 32, "out_dim": 16, "prototypes": 24, "local_crops": 2, "queue_length": 16},
     "byol": {"hidden_dim": 32, "out_dim": 16},
     "moco-v3": {"hidden_dim": 32, "out_dim": 16},

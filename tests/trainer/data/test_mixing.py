@@ -78,7 +78,7 @@ BEFORE_WEIGHTS = [  # what items 0, 7, 19, 33, 38 and the last one of epoch 3, s
 
 @pytest.mark.parametrize(("config", "of_rows", "images"), BEFORE_WEIGHTS)
 def test_without_weights_items_show_what_they_ever_did(rows, config, of_rows, images):
-    """Checkpoints from before there were weights go on with the same images."""
+    """The values are those that the code gave before there were weights: the same run shows the same images."""
     last = mixing.make(MixConfig(**config), rows).num_items - 1
     found = assigned(rows, [0, 7, 19, 33, 38, last], local=2, epoch=3, seed=1, **config)
     assert found.rows.tolist() == of_rows

@@ -161,12 +161,22 @@ def test_other_rows_of_a_set_have_other_weights(tmp_path):
         ({"similarity": lambda number, _: float("nan") if number == 2 else 0.5}, "1 of 6 rows have no value"),
         ({"similarity": lambda number, _: float("inf") if number == 2 else 0.5}, "1 of 6 rows have no finite value"),
         ({"similarity": lambda *_: 0.0}, "all values are 0"),
+        ({"variations": 2, "similarity": lambda _, index: index - 1.0}, "6 of 6 rows have a value below 0, down to -1"),
         ({"variations": 0}, "which has no synthetic images"),
     ],
 )
 def test_columns_that_cannot_weigh(tmp_path, how, message):
     with pytest.raises(UsageError, match=message):
         mixing.make(MixConfig(policy="real", weight="similarity"), open_pairs(tmp_path / "set", 6, **how))
+
+
+def test_values_of_other_variations_than_the_fixed_one_do_not_matter(tmp_path):
+    rows = open_pairs(tmp_path / "set", 6, variations=3, similarity=lambda number, index: (-1.0, number, 0.0)[index])
+    locate = mixing.make(MixConfig(weight="similarity", variation=1), rows).locate
+    assert np.abs(np.bincount(locate(np.arange(6), 0, 0)[0], minlength=6) - np.arange(6) / 2.5).max() < 1
+    for variation, message in ((0, "below 0"), (2, "all values are 0")):
+        with pytest.raises(UsageError, match=message):
+            mixing.make(MixConfig(weight="similarity", variation=variation), rows)
 
 
 def test_rows_without_the_value_are_counted(tmp_path):

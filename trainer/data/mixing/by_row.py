@@ -39,7 +39,10 @@ class ByRow(Policy):
         self._weights: NDArray[np.float64] | None = None  # [N, K], of a column of the variations
         self._sampler: Sampler | None = None
         if config.weight is not None:
-            self._weigh(weights_of(config.weight, config.weight_power, rows))
+            variation = None if config.variation == "random" else config.variation
+            weights = weights_of(config.weight, config.weight_power, rows, variation)
+            self._weights = weights if weights.ndim == 2 else None
+            self._sampler = Sampler(weights if weights.ndim == 1 else weights.mean(1))
 
     @property
     def num_items(self) -> int:
@@ -75,16 +78,6 @@ class ByRow(Policy):
         else:
             drawn = choose(self._weights[shown.rows], draws)
         return np.broadcast_to(drawn[0], shape) if self.config.same_variation else drawn
-
-    def _weigh(self, weights: NDArray[np.float64]) -> None:
-        """By weights [N] of the rows, or [N, K] of their variations."""
-        if weights.ndim == 1:
-            of_rows = weights
-        elif self.config.variation == "random":
-            of_rows, self._weights = weights.mean(1), weights
-        else:
-            of_rows = weights[:, self.config.variation]
-        self._sampler = Sampler(of_rows)
 
 
 class RealOnly(ByRow):

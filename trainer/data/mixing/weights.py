@@ -20,15 +20,16 @@ from trainer.data.rows import Rows
 WEIGHTS = tuple(name for name, column in COLUMNS.items() if column.kind == "number")
 
 
-def weights_of(name: str, power: float, rows: ImageSet) -> NDArray[np.float64]:
-    """Weights of the rows, float64 [N], or [N, K] where the column is of the variations.
+def weights_of(name: str, power: float, rows: ImageSet, variation: int | None = None) -> NDArray[np.float64]:
+    """Weights of the rows, float64 [N], or [N, K] where the column is of the variations and none of them is chosen.
 
-    Raises `UsageError` where values are missing, negative or all 0.
+    The largest weight is 1. Raises `UsageError` where values are missing, negative or all 0.
     """
     values, present = _values(name, rows)
+    if variation is not None and values.ndim == 2:
+        values, present = values[:, variation], present[:, variation]
     _check(name, rows, values, present)
-    largest = values.max()
-    weights = (values / largest) ** power  # that of the largest is 1: powers neither overflow nor vanish
+    weights: NDArray[np.float64] = (values / values.max()) ** power
     return weights
 
 

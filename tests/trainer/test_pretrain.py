@@ -212,7 +212,7 @@ def test_accumulation_changes_nothing_that_is_learnt(data, tmp_path):
             assert line == pytest.approx({name: expected[name] for name in line}, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["simclr", "barlow-twins"])
+@pytest.mark.parametrize("method", ["simclr", "barlow-twins", "byol", "moco-v3"])
 def test_the_other_methods_go_on_exactly_with_accumulation(data, tmp_path, method):
     how = {"steps": 4, "run__accumulation": 2, "checkpoint__every": 2}
     train(data, tmp_path / "a", method, **how)

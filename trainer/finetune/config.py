@@ -34,7 +34,7 @@ class TaskReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderChange:
-    """The network that is fine-tuned, where it is not quite that of --init."""
+    """The network that is fine-tuned, and asked about the source, where it is not quite that of --init."""
 
     name: str | None = None  # timm's, of an --init that is a bare file of weights
     # Keywords of timm, those of --init where they are not named: global_pool, drop_path_rate (paths are dropped only in

@@ -7,6 +7,8 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from manifests.errors import UsageError
+from tests.trainer.data.builders import write_pairs
+from tests.trainer.engine.small_runs import final, train
 from trainer.engine.layer_decay import layer_scales
 from trainer.engine.optim import OptimConfig, Schedule, make_optimiser
 from trainer.tuners.base import TunerConfig, make_tuner
@@ -150,3 +152,11 @@ def test_an_encoder_whose_layers_nobody_knows_is_refused():
 def test_a_decay_that_cannot_work_is_refused(value):
     with pytest.raises(UsageError, match=r"optim\.layer_decay is .*; give a number above 0 up to 1, or null"):
         OptimConfig(layer_decay=value)
+
+
+@pytest.mark.parametrize("method", ["simclr", "dino"])
+def test_pre_training_takes_it_too(tmp_path, method):
+    outcome = train(write_pairs(tmp_path / "pairs", 24), tmp_path / "run", method, steps=2, optim__layer_decay=0.5)
+    assert outcome.state == "finished"
+    groups = final(tmp_path / "run").optimiser["param_groups"]
+    assert {group["scale"] for group in groups} == {0.125, 0.25, 0.5, 1.0}, "stem, two blocks, and norm with head"

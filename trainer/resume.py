@@ -15,7 +15,7 @@ from trainer.engine.checkpoint import Checkpoint
 from trainer.engine.run_folder import CHECKPOINTS, CONFIG, RunFolder
 from trainer.nn.collectives import gather_objects
 from trainer.recipes import read_yaml
-from trainer.settings import differences
+from trainer.settings import completed, differences
 
 _SHOWN = 5  # settings that differ, in a message
 
@@ -119,7 +119,8 @@ def check_same(run: Path, config: Settings, advice: str = "") -> None:
         old = read_yaml((run / CONFIG).read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DiffmixError(f"cannot read {run / CONFIG}: {error}") from error
-    found = differences(old if isinstance(old, dict) else {}, config.to_dict(), config.FREE)
+    new = config.to_dict()
+    found = differences(completed(old if isinstance(old, dict) else {}, new, config), new, config.FREE)
     if found:
         listed = "; ".join(f"{name}: {before!r} there, {now!r} now" for name, before, now in found[:_SHOWN])
         listed += f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
@@ -110,6 +110,27 @@ def differences(
         else:
             found.append((path, before, after))
     return found
+
+
+def completed(old: Mapping[str, Any], new: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Settings that an earlier version saved, with the defaults of those of `new` that it did not have yet.
+
+    `config` is the dataclass that `new` is of.
+    """
+    done = dict(old)
+    for item in fields(config):
+        name, value = item.name, getattr(config, item.name)
+        before, now = done.get(name), new.get(name)
+        if is_dataclass(value) and isinstance(before, Mapping) and isinstance(now, Mapping):
+            done[name] = completed(before, now, value)
+        elif name in new and name not in done and (default := _default(item)) is not MISSING:
+            done[name] = default
+    return done
+
+
+def _default(item: Field[Any]) -> Any:
+    value = item.default if item.default_factory is MISSING else item.default_factory()
+    return plain(asdict(value)) if is_dataclass(value) and not isinstance(value, type) else plain(value)
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:

@@ -105,6 +105,16 @@ def test_settings_of_how_it_runs_may_change(tmp_path):
     assert start(begun(tmp_path, 2), config=config).saved.step == 2
 
 
+def test_settings_that_an_earlier_version_did_not_know_have_their_defaults(tmp_path):
+    saved = CONFIG.to_dict()
+    del saved["mix"]["weight"], saved["optim"]["clip"], saved["checkpoint"]
+    folder = begun(tmp_path, 2)
+    folder.write_text("config.yaml", yaml.safe_dump(saved))
+    assert start(folder).saved.step == 2
+    with pytest.raises(UsageError, match=r"\(mix.weight: None there, 'similarity' now\)"):
+        start(folder, config=replace(CONFIG, mix=replace(CONFIG.mix, weight="similarity")))
+
+
 @pytest.mark.parametrize("content", ["{", "- 1\n"])
 def test_a_broken_configuration_is_an_error(tmp_path, content):
     folder = begun(tmp_path, 2)

@@ -145,7 +145,16 @@ def differing(arms: Sequence[Arm]) -> dict[str, list[Any]]:
     settings = [flat(arm.settled.config.to_dict()) for arm in arms]
     names = [name for name in dict.fromkeys(name for one in settings for name in one) if name not in _UNTOLD]
     found = {name: [one.get(name) for one in settings] for name in names}
-    return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
+    methods = found["method.name"]
+    return {name: values for name, values in found.items() if _differs(name, values, methods)}
+
+
+def _differs(name: str, values: Sequence[Any], methods: Sequence[Any]) -> bool:
+    """A method's own settings are compared between arms of that method."""
+    if not name.startswith("method.") or name == "method.name":
+        return any(value != values[0] for value in values)
+    of_method = dict(zip(methods, values, strict=True))
+    return any(value != of_method[method] for method, value in zip(methods, values, strict=True))
 
 
 _UNTOLD = ("recipe", "run.epochs", "run.max_steps")  # of recipes, or decided by the budget

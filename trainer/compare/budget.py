@@ -74,7 +74,7 @@ def known(folder: RunFolder, config: CompareConfig, arms: Sequence[Arm], device:
 def check(budget: Budget, asked: BudgetConfig, arms: Sequence[Arm], device: torch.device) -> None:
     """Refuse to go on with another budget, other settings of an arm or another pair set, naming the difference."""
     now = _new(asked, device)
-    for name in ("max_steps", "minutes", "clock"):
+    for name in ("max_steps", "minutes", *(("clock",) if asked.minutes else ())):
         if budget.get(name) != now[name]:
             raise UsageError(
                 f"this comparison was begun with {_told(budget)} a run, and {_told(now)} is asked for now: use the "
@@ -104,24 +104,28 @@ def _told(budget: Budget) -> str:
 
 
 def _new(asked: BudgetConfig, device: torch.device) -> Budget:
-    timed = asked.minutes is not None
-    return {
-        "max_steps": asked.max_steps,
-        "minutes": asked.minutes,
-        "clock": clock(device) if timed else None,
-        "arms": {},
-    }
+    return {"max_steps": asked.max_steps, "minutes": asked.minutes, "clock": clock(device), "arms": {}}
 
 
 def _of_arm(arm: Arm, config: CompareConfig, line: ProgressLine) -> dict[str, Any]:
-    facts: dict[str, Any] = {"settings": _settings(arm), "data": arm.settled.policy.fingerprint}
-    asked = config.budget
-    if asked.minutes is None:
-        return {"steps": asked.max_steps, **facts}
+    """Timed in any case: of equal steps the table says what they cost."""
     seconds = shared(seconds_per_step(arm, config.seed))
-    steps = max(LEAST_STEPS, int(60 * asked.minutes / seconds))
-    line.say(f"{arm.name}: {1000 * seconds:.0f} ms a step, so {steps} steps")
-    return {"steps": steps, "seconds_per_step": seconds, **facts}
+    steps, note = _steps(config.budget, seconds)
+    line.say(f"{arm.name}: {1000 * seconds:.1f} ms a step, {steps} steps{note}")
+    return {
+        "steps": steps,
+        "seconds_per_step": seconds,
+        "settings": _settings(arm),
+        "data": arm.settled.policy.fingerprint,
+    }
+
+
+def _steps(budget: BudgetConfig, seconds: float) -> tuple[int, str]:
+    if budget.max_steps is not None:
+        return budget.max_steps, ""
+    assert budget.minutes is not None
+    steps = int(60 * budget.minutes / seconds)
+    return (steps, "") if steps >= LEAST_STEPS else (LEAST_STEPS, ", the least, which take longer than the budget")
 
 
 def _settings(arm: Arm) -> dict[str, Any]:

@@ -71,9 +71,8 @@ def describe(request: Request) -> dict[str, Any]:
     budget = budgets.known(RunFolder(request.out or "runs/new"), config, arms, device)
     facts = [_described(arm, budget) for arm in arms]
     found = differing(arms)
-    rows = [["arm", *(arm.name for arm in arms)]]
-    rows += [[name, *("-" if value is None else str(value) for value in values)] for name, values in found.items()]
-    lines = [config.to_yaml().rstrip(), *_notes(arms), "settings that differ:", *table.aligned(rows)]
+    lines = [config.to_yaml().rstrip(), *_notes(arms), "", "settings that differ:"]
+    lines += [f"  {name}: {_grouped(arms, values)}" for name, values in found.items()]
     lines += ["", *table.aligned([list(facts[0]), *([str(value) for value in one.values()] for one in facts)])]
     lines.append(f"{len(arms)} arms x {config.seeds} seeds = {len(arms) * config.seeds} runs")
     lines.append(f"bank: {len(exam.bank)} labelled real images; queries: {len(exam.queries)}, {exam.note}")
@@ -97,6 +96,14 @@ def _described(arm: Arm, budget: Budget) -> dict[str, Any]:
         "steps": "by a timing" if steps is None else steps,
         "images": "by a timing" if steps is None else steps * batch,
     }
+
+
+def _grouped(arms: Sequence[Arm], values: Sequence[Any]) -> str:
+    """`0.2 (a, b), 0.1 (c)`: each value with the arms that have it."""
+    names: dict[str, list[str]] = {}
+    for arm, value in zip(arms, values, strict=True):
+        names.setdefault("none" if value is None else str(value), []).append(arm.name)
+    return ", ".join(f"{value} ({' '.join(owners)})" for value, owners in names.items())
 
 
 def _notes(arms: Sequence[Arm]) -> list[str]:

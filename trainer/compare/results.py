@@ -60,9 +60,16 @@ def _facts(arm: Arm, of_budget: Mapping[str, Any]) -> dict[str, Any]:
     """What the budget means for an arm."""
     batch, items = arm.settled.config.run.batch_size, arm.settled.policy.num_items
     images = of_budget["steps"] * batch
-    facts = {"steps": of_budget["steps"], "batch_size": batch, "images": images, "epochs": images / items}
-    seconds = of_budget.get("seconds_per_step")
-    return facts if seconds is None else {**facts, "seconds_per_step": seconds}
+    seconds = of_budget["seconds_per_step"]
+    return {
+        "steps": of_budget["steps"],
+        "batch_size": batch,
+        "images": images,
+        "epochs": images / items,
+        "seconds_per_step": seconds,
+        "images_per_second": batch / seconds,
+        "minutes": of_budget["steps"] * seconds / 60,
+    }
 
 
 def _equality(arms: Sequence[Arm]) -> dict[str, Any]:

@@ -30,15 +30,16 @@ def cells(found: Mapping[str, Any]) -> list[list[str]]:
     extra = [] if baseline is None else [f"kNN vs {found['baseline']}", "linear vs it"]
     header = ["arm", "kNN", "linear", *extra, "kNN before", "rank", "seeds", "steps", "images seen", "images/s"]
     header += ["minutes", "loss"]
-    rows = [_row(one, found["budget"]["arms"][one["arm"]], baseline) for one in found["summary"]]
+    rows = [_row(one, found["budget"], baseline) for one in found["summary"]]
     pixels = ["raw pixels", *(_percent(_exact(found["pixels"].get(name))) for name in ("knn", "linear"))]
     return [header, *rows, pixels + [_NONE] * (len(header) - 3)]
 
 
-def _row(one: Mapping[str, Any], facts: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[str]:
+def _row(one: Mapping[str, Any], budget: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[str]:
+    facts = budget["arms"][one["arm"]]
     gone = "collapsed" if one["collapsed"] and not one["n"] else _NONE
     gains = [] if baseline is None else [_points(difference(one, baseline, name)) for name in ("knn", "linear")]
-    minutes = {key: None if value is None else value / 60 for key, value in one.get("seconds", {}).items()}
+    rate, minutes = _speed(one, facts, budget["clock"])
     return [
         one["arm"],
         _percent(one.get("knn"), gone),
@@ -49,10 +50,19 @@ def _row(one: Mapping[str, Any], facts: Mapping[str, Any], baseline: Mapping[str
         str(one["n"]) + (f" (+{one['collapsed']} collapsed)" if one["collapsed"] else ""),
         f"{facts['steps']:,}",
         f"{facts['images']:,}",
-        _number(one.get("images_per_second"), ".0f"),
-        _number(minutes, ".1f"),
+        _NONE if rate is None else f"{rate:.0f}",
+        _NONE if minutes is None else f"{minutes:.2f}",
         _number(one.get("loss"), ".3g"),
     ]
+
+
+def _speed(one: Mapping[str, Any], facts: Mapping[str, Any], clock: str) -> tuple[float | None, float | None]:
+    """Images/s and minutes of training; on a CPU by the steps that were timed, whatever else the machine did."""
+    if clock == "processor time":
+        return facts["images_per_second"], facts["minutes"]
+    if "seconds" not in one:
+        return None, None
+    return one["images_per_second"]["mean"], one["seconds"]["mean"] / 60
 
 
 def _above(found: Mapping[str, Any]) -> list[str]:
@@ -68,16 +78,18 @@ def _above(found: Mapping[str, Any]) -> list[str]:
 
 
 def _budget(budget: Mapping[str, Any]) -> str:
-    arms = budget["arms"].values()
+    arms, clock = budget["arms"].values(), budget["clock"]
     steps, epochs = ([facts[name] for facts in arms] for name in ("steps", "epochs"))
+    minutes = [facts["minutes"] for facts in arms]
     if budget["minutes"] is None:
         first = next(iter(arms))
         return (
             f"Budget of every run: {first['steps']:,} steps of {first['batch_size']} images, {first['images']:,} "
-            f"images ({_range(epochs, '.3g')} epochs of its own). Compute was not made equal: see minutes."
+            f"images ({_range(epochs, '.3g')} epochs of an arm's samples). Compute is not equal: "
+            f"{_range(minutes, '.2f')} minutes of {clock}."
         )
     return (
-        f"Budget of every run: {budget['minutes']:g} minutes of {budget['clock']}, by the time of a step measured "
+        f"Budget of every run: {budget['minutes']:g} minutes of {clock}, by the time of a step measured "
         f"before. Steps ({_range(steps, ',')}), images and epochs ({_range(epochs, '.3g')}) are not equal."
     )
 

@@ -76,16 +76,29 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """One job at a time; raises `InUseError` naming the one that holds it."""
-        self.create()
-        with explained("lock", str(self.path)):
-            file = (self.path / LOCK).open("a+")
+        file = self._locked_file()
         try:
-            _lock(file, self.path)
             yield
         finally:
-            file.close()
             if not self.exists():  # nothing was begun
                 self._remove_if_empty()
+            file.close()
+
+    def _locked_file(self) -> IO[str]:
+        """Until it is closed others are refused. A file that its last holder removed meanwhile would lock nothing."""
+        path = self.path / LOCK
+        while True:
+            self.create()
+            with explained("lock", str(self.path)):
+                file = path.open("a+")
+            try:
+                _lock(file, self.path)
+                if _is_at(path, file):
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()
 
     def _remove_if_empty(self) -> None:
         with contextlib.suppress(OSError):
@@ -143,6 +156,12 @@ def _lock(file: IO[str], path: Path) -> None:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def _step_of(line: str) -> float:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from manifests.errors import DiffmixError, UsageError
-from trainer.engine.run_folder import RunFolder, environment
+from trainer.engine.run_folder import InUseError, RunFolder, environment
 
 
 def hold(path, ready, done):
@@ -93,6 +93,16 @@ def test_files_are_json_that_any_reader_takes(tmp_path):
     read = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
     assert read == {"loss": None, "final": {"knn": None, "k": [1, None]}}
     assert json.loads(lines(tmp_path)[0], parse_constant=refuse) == {"step": 1, "loss": None}
+
+
+def test_who_is_refused_leaves_the_lock_of_who_holds_it(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():  # and has written nothing yet
+        for _ in range(2):
+            with pytest.raises(InUseError, match="in use by process"), RunFolder(tmp_path / "run").locked():
+                pass
+        assert (tmp_path / "run" / ".lock").exists()
+    assert not (tmp_path / "run").exists(), "nothing was begun"
 
 
 def test_results_of_a_run_that_has_none_or_broken_ones(tmp_path):

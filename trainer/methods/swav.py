@@ -140,9 +140,11 @@ class SwAV(Method):
 
     def _rows(self, progress: Progress) -> int:
         """Of the queue that are in use: whole batches."""
-        return self.config.queue_length // max(progress.batch_size, 1) * max(progress.batch_size, 1)
+        batch = progress.batch_size or 1
+        return self.config.queue_length // batch * batch
 
     def _fills(self, progress: Progress) -> bool:
+        """Whether the queue takes the embeddings of a step."""
         return self._rows(progress) > 0 and progress.step >= _queue_start(self.config, progress)
 
     @torch.no_grad()

@@ -212,7 +212,7 @@ def test_accumulation_changes_nothing_that_is_learnt(data, tmp_path):
             assert line == pytest.approx({name: expected[name] for name in line}, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["simclr", "barlow-twins", "byol", "moco-v3"])
+@pytest.mark.parametrize("method", ["simclr", "barlow-twins", "byol", "moco-v3", "mae", "mixed-ae"])
 def test_the_other_methods_go_on_exactly_with_accumulation(data, tmp_path, method):
     how = {"steps": 4, "run__accumulation": 2, "checkpoint__every": 2}
     train(data, tmp_path / "a", method, **how)
@@ -355,3 +355,10 @@ def test_a_checkpoint_of_another_network_is_refused(data, tmp_path):
 
 def test_pictures_differ():
     assert (picture(1, -1) != picture(2, -1)).any(), "or nothing above means anything"
+
+
+def test_batches_that_a_method_cannot_take_are_refused_before_anything_is_made(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(arguments(data, out, "mixed-ae", batch=6)) == 2
+    assert "6 images, the micro-batch of a process, cannot be cut into groups of 4" in capsys.readouterr().err
+    assert not out.exists()

@@ -15,6 +15,7 @@ FORBIDDEN = {
 }
 ALLOWED_IN_MANIFESTS = {"manifests", "pyarrow", "numpy", "fsspec"} | set(sys.stdlib_module_names)
 _TRAINER_TOP = {
+    "trainer.compare",
     "trainer.finetune",
     "trainer.pretrain",
     "trainer.settle",

@@ -57,9 +57,9 @@ def weights(out):
 
 def assert_same(out, reference):
     assert rows(out) == rows(reference)
+    mine = weights(out)
     for name, tensors in weights(reference).items():
-        mine = weights(out)[name]
-        assert all(torch.equal(mine[key], tensor) for key, tensor in tensors.items()), name
+        assert all(torch.equal(mine[name][key], tensor) for key, tensor in tensors.items()), name
 
 
 def lines(out):
@@ -100,7 +100,7 @@ def test_signals_save_and_exit_75(start, undisturbed, tmp_path, number):
 def test_a_signal_while_steps_are_timed(start, tmp_path):
     out = tmp_path / "out"
     command = start(out)
-    assert command.wait_until(lambda: "ms a step" in command.log.read_text())
+    assert command.wait_until(lambda: command.log.exists() and "ms a step" in command.log.read_text())
     command.kill(signal.SIGTERM)
     assert command.wait() == 75, command.log.read_text()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,23 +29,17 @@ from trainer.evaluate.retention import Part
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exam:
-    """What encoders are asked: labels of `queries`, from the `bank`; `note` says where the queries are from."""
+    """What encoders are asked: labels of `queries`, from the `bank`; `note` says where the queries are from.
+
+    `inputs` are fingerprints of all of it: what a cached answer must have been measured with.
+    """
 
     bank: Part
     queries: Part
     k: int
     temperature: float
     note: str
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        """What a cached answer must have been measured with."""
-        return {
-            "bank": _fingerprint(self.bank),
-            "queries": _fingerprint(self.queries),
-            "k": self.k,
-            "temperature": self.temperature,
-        }
+    inputs: Mapping[str, Any]
 
     def of_encoder(self, encoder: nn.Module, views: ViewConfig, device: torch.device) -> dict[str, float]:
         """Accuracies in 0..1 and the rank of the queries' features, images resized as the run's full views."""
@@ -82,7 +77,9 @@ class Exam:
 def open_exam(config: CompareConfig) -> Exam:
     """Bank and queries; raises `UsageError` where there are no labels."""
     bank, queries, note = _of_test(config) if config.test is not None else _of_pairs(config)
-    return Exam(bank=bank, queries=queries, k=config.evaluation.k, temperature=config.evaluation.temperature, note=note)
+    how: dict[str, Any] = {"k": config.evaluation.k, "temperature": config.evaluation.temperature}
+    inputs = {"bank": _fingerprint(bank), "queries": _fingerprint(queries), **how}
+    return Exam(bank=bank, queries=queries, note=note, inputs=inputs, **how)
 
 
 def _of_test(config: CompareConfig) -> tuple[Part, Part, str]:

@@ -55,18 +55,20 @@ class HomologousAttention:
     def _attend(self, attention: Any, tokens: Tensor) -> Tensor:
         queries, keys, values = _heads(attention, tokens)
         scores = (queries * attention.scale) @ keys.transpose(-2, -1)  # [G, H, T + L, T + L]
-        kept = top_keys(scores.detach(), tokens.shape[1] - self.source.shape[1], self.num_keys)
-        self.shares.append(self._share(kept))
-        weights = attention.attn_drop(scores.masked_fill(~kept, -torch.inf).softmax(dim=-1))
+        dropped = dropped_keys(scores.detach(), tokens.shape[1] - self.source.shape[1], self.num_keys)
+        self.shares.append(self._share(dropped))
+        weights = attention.attn_drop(scores.masked_fill(dropped, -torch.inf).softmax(dim=-1))
         mixed = (weights @ values).transpose(1, 2).flatten(2)
         projected: Tensor = attention.proj_drop(attention.proj(attention.norm(mixed)))
         return projected
 
-    def _share(self, kept: Tensor) -> Tensor:
+    def _share(self, dropped: Tensor) -> Tensor:
         length = self.source.shape[1]
-        patches = kept[..., -length:, -length:]
-        others = patches.count_nonzero() - patches.diagonal(dim1=-2, dim2=-1).count_nonzero()
-        return (patches & self._same).count_nonzero() / others.clamp(min=1)
+        patches = dropped[..., -length:, -length:]
+        kept = patches.numel() - patches.count_nonzero()
+        itself = patches.numel() // length - patches.diagonal(dim1=-2, dim2=-1).count_nonzero()
+        own = self._same.count_nonzero() * patches.shape[1] - (patches & self._same).count_nonzero()
+        return own / (kept - itself).clamp(min=1)
 
 
 def _heads(attention: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,17 +78,17 @@ def _heads(attention: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return attention.q_norm(queries), attention.k_norm(keys), values
 
 
-def top_keys(scores: Tensor, prefix: int, count: int) -> Tensor:
-    """Which keys each query keeps, bool like `scores` [..., N, N]; the first `prefix` of the N tokens are no patches.
+def dropped_keys(scores: Tensor, prefix: int, count: int) -> Tensor:
+    """Which keys each query ignores, bool like `scores` [..., N, N]; the first `prefix` of the N tokens are no patches.
 
-    Patches keep the `count` patches that they score highest (and any that tie with the last of them).
+    Patches keep the `count` patches that they score highest, any that tie with the last of them, and scores that are
+    not numbers, so that these show in the loss.
     """
-    kept = torch.ones_like(scores, dtype=torch.bool)
+    dropped = torch.zeros_like(scores, dtype=torch.bool)
     patches = scores[..., prefix:, prefix:]
     if count < patches.shape[-1]:
-        torch.ge(patches, kth_largest(patches, count), out=kept[..., prefix:, prefix:])
-        kept |= scores.isnan()  # so that they show in the loss
-    return kept
+        torch.lt(patches, kth_largest(patches, count), out=dropped[..., prefix:, prefix:])
+    return dropped
 
 
 def kth_largest(values: Tensor, count: int) -> Tensor:

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import ParallelScalingBlock
 
 from manifests.errors import UsageError
 from tests.trainer.methods.small import tiny_vit
-from trainer.nn.homologous import HomologousAttention, check_blocks, kth_largest, top_keys
+from trainer.nn.homologous import HomologousAttention, check_blocks, dropped_keys, kth_largest
 
 
 def _source(groups=2, size=4, length=16, seed=0):
@@ -99,7 +99,7 @@ def test_keys_kept(prefix, length, count, seed, bf16):
     size = prefix + length
     order = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(seed)).argsort(-1).float()
     scores = order.bfloat16() if bf16 else order  # whole numbers: no ties in either format
-    kept = top_keys(scores, prefix, count)
+    kept = ~dropped_keys(scores, prefix, count)
     assert kept[..., :prefix].all() and kept[..., :prefix, :].all()
     patches = kept[..., prefix:, prefix:]
     assert (patches.sum(-1) == min(count, length)).all()
@@ -111,7 +111,7 @@ def test_keys_kept(prefix, length, count, seed, bf16):
 def test_scores_that_are_not_numbers_are_kept():
     scores = torch.zeros(1, 1, 6, 6)
     scores[0, 0, 3] = torch.nan
-    assert top_keys(scores, 1, 2)[0, 0, 3].all()
+    assert not dropped_keys(scores, 1, 2)[0, 0, 3].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from trainer.nn.collectives import gather_objects
 from trainer.pretrain import precision_of
 
 _WARMUP_STEPS = 5  # the loader works three micro-batches ahead: those are made by then
-_FIRST_STEPS, _MOST_STEPS, _SECONDS = 10, 40, 4.0  # more steps than the first where they are short
+_CHUNK = 5  # steps that are timed together
+_LEAST_CHUNKS, _MOST_CHUNKS, _SECONDS = 3, 12, 6.0  # more than the least where steps are short
 
 
 def clock(device: torch.device) -> str:
@@ -26,8 +28,12 @@ def clock(device: torch.device) -> str:
 
 
 def seconds_per_step(arm: Arm, seed: int) -> float:
-    """Mean of some steps after some that warm up, of all ranks together; every rank must call. Nothing is written."""
-    config = arm.config(_WARMUP_STEPS + _FIRST_STEPS + _MOST_STEPS, seed)
+    """Of the median chunk of some steps, after others that warm up, of all ranks together; every rank must call.
+
+    The median since other programs, which take no processor time, still take caches: arms should be told apart by what
+    they compute. Nothing is written.
+    """
+    config = arm.config(_WARMUP_STEPS + _MOST_CHUNKS * _CHUNK, seed)
     method = parts.make_method(config)
     chosen = precision_of(config, method)
     accelerator = make_accelerator(chosen, (), Path())
@@ -36,13 +42,12 @@ def seconds_per_step(arm: Arm, seed: int) -> float:
         schedule = parts.make_schedule(config, loader.steps_per_epoch)
         stepper = parts.make_stepper(config, method, schedule, accelerator)
         _timed(stepper, loader, config.run.accumulation, range(_WARMUP_STEPS))
-        count, seconds = _WARMUP_STEPS, 0.0
-        for more in (_FIRST_STEPS, None):
-            steps = more if more is not None else int(min(_MOST_STEPS, _SECONDS / seconds * _FIRST_STEPS))
-            seconds += _timed(stepper, loader, config.run.accumulation, range(count, count + steps))
-            count += steps
+        chunks: list[float] = []
+        while len(chunks) < _LEAST_CHUNKS or (sum(chunks) < _SECONDS and len(chunks) < _MOST_CHUNKS):
+            first = _WARMUP_STEPS + len(chunks) * _CHUNK
+            chunks.append(_timed(stepper, loader, config.run.accumulation, range(first, first + _CHUNK)))
     accelerator.free_memory()
-    return seconds / (count - _WARMUP_STEPS)
+    return statistics.median(chunks) / _CHUNK
 
 
 def _timed(stepper: Stepper, loader: Loader, accumulation: int, steps: range) -> float:

@@ -19,7 +19,7 @@ from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import CONFIG, InUseError, RunFolder
 from trainer.engine.signals import StopRequest
 from trainer.nn.collectives import gather_objects
-from trainer.settings import differences
+from trainer.settings import completed, differences
 
 BUDGET = "budget.json"
 LEAST_STEPS = 10
@@ -82,7 +82,7 @@ def check(budget: Budget, asked: BudgetConfig, arms: Sequence[Arm], device: torc
             )
     for arm in arms:
         before = budget["arms"].get(arm.name)
-        found = [] if before is None else differences(before["settings"], _settings(arm), PretrainConfig.FREE)
+        found = [] if before is None else _changed(before["settings"], arm)
         if found:
             name, old, new = found[0]
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
@@ -95,6 +95,11 @@ def check(budget: Budget, asked: BudgetConfig, arms: Sequence[Arm], device: torc
                 f"arm {arm.name} was begun on another pair set (or selection of it) than {arm.settled.rows.url} now "
                 "is: restore it, or take another --out"
             )
+
+
+def _changed(before: dict[str, Any], arm: Arm) -> list[tuple[str, Any, Any]]:
+    now = _settings(arm)
+    return differences(completed(before, now, arm.settled.config), now, PretrainConfig.FREE)
 
 
 def _told(budget: Budget) -> str:

@@ -82,6 +82,16 @@ def test_what_changes_nothing_that_is_learnt_may_differ(timed, data):
     assert run(data, out, recipe, minutes=MINUTES, settings=["checkpoint.every=1"]).state == "finished"
 
 
+def test_settings_that_an_earlier_version_did_not_have_are_their_defaults(timed, data):
+    out, recipe = timed
+    values = budget(out)
+    del values["arms"]["real"]["settings"]["run"]["accumulation"]
+    (out / "budget.json").write_text(json.dumps(values))
+    assert run(data, out, recipe, minutes=MINUTES).state == "finished"
+    with pytest.raises(UsageError, match=r"run.accumulation 1 and has 2 now"):
+        run(data, out, recipe, minutes=MINUTES, settings=["run.accumulation=2"])
+
+
 def test_an_arm_that_comes_later_is_timed_then(timed, data, tmp_path):
     out, _ = timed
     before = budget(out)["arms"]

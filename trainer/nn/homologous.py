@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor
@@ -54,13 +55,19 @@ class HomologousAttention:
 
     def _attend(self, attention: Any, tokens: Tensor) -> Tensor:
         queries, keys, values = _heads(attention, tokens)
-        scores = (queries * attention.scale) @ keys.transpose(-2, -1)  # [G, H, T + L, T + L]
-        dropped = dropped_keys(scores.detach(), tokens.shape[1] - self.source.shape[1], self.num_keys)
-        self.shares.append(self._share(dropped))
-        weights = attention.attn_drop(scores.masked_fill(dropped, -torch.inf).softmax(dim=-1))
-        mixed = (weights @ values).transpose(1, 2).flatten(2)
-        projected: Tensor = attention.proj_drop(attention.proj(attention.norm(mixed)))
+        mask = self._mask(queries.detach() * attention.scale, keys.detach())
+        drop = attention.attn_drop.p if attention.training else 0.0
+        # One product of queries and keys more than by hand, and still faster on CPUs, with less to keep for gradients.
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=drop)
+        projected: Tensor = attention.proj_drop(attention.proj(attention.norm(mixed.transpose(1, 2).flatten(2))))
         return projected
+
+    def _mask(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """What to add to the scores, [G, H, T + L, T + L]: 0, and -inf for keys to be ignored."""
+        scores = queries @ keys.transpose(-2, -1)
+        dropped = dropped_keys(scores, scores.shape[-1] - self.source.shape[1], self.num_keys)
+        self.shares.append(self._share(dropped))
+        return torch.zeros_like(scores).masked_fill_(dropped, -torch.inf)
 
     def _share(self, dropped: Tensor) -> Tensor:
         length = self.source.shape[1]

@@ -16,6 +16,8 @@ import pipeline.cli
 import trainer.cli
 from pipeline.cli import run
 from trainer import methods, tuners
+from trainer.compare.arms import differing, open_arms
+from trainer.compare.settings import Request, resolve
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -24,7 +26,7 @@ LOADING = [snippet for snippet in SNIPPETS if "data/pairs" in snippet]
 (EXPANSION,) = [snippet for snippet in SNIPPETS if "BlockExpansionConfig" in snippet]
 (TUNER,) = [snippet for snippet in SNIPPETS if "class Norms" in snippet]
 (METHOD,) = [snippet for snippet in SNIPPETS if "class Invariance" in snippet]
-(RECIPE,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+ARMS, RECIPE = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(
     r"^(?: {4}|exec |srun |`)?(?:torchrun .*? -m )?((?:pipeline|trainer) (?:[a-z]+)(?: .*?)?)(?:\s{2,}#.*)?$",
     README.replace("\\\n", " "),  # commands that go on in the next line
@@ -74,6 +76,15 @@ def test_datasets_sees_each_sample_once_with_all_members(pairs, tmp_path):
     assert loaded.num_rows == 12
     assert {"real.jpg", "syn0.jpg", "json", "cls"} <= set(loaded.column_names)
     assert len({row["key"] for row in loaded["json"]}) == 12
+
+
+def test_the_arms_are_a_comparison(pairs):
+    with contextlib.chdir(pairs):
+        Path("arms.yaml").write_text(ARMS)
+        request = Request(recipe="arms.yaml", arm_flags={"run": {"batch_size": 4}})
+        _, arms = open_arms(resolve(request), request)
+    assert [arm.name for arm in arms] == ["real", "pairs", "weighted"]
+    assert differing(arms)["mix.weight"] == [None, None, "similarity"]
 
 
 def test_webdataset_reads_every_sample(pairs):

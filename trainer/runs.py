@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from manifests.errors import UsageError
-from trainer.engine.run_folder import CONFIG, ENVIRONMENT, LOCK, METRICS, RESULTS
+from trainer.engine.run_folder import BUDGET, CONFIG, ENVIRONMENT, LOCK, METRICS, RESULTS
 
 State = Literal["finished", "running", "stopped", "failed"]
 
@@ -40,7 +40,9 @@ class RunSummary:
 
 
 def list_runs(root: str | Path) -> list[RunSummary]:
-    """The runs directly inside `root`, by name; `root` itself if it is one. Broken files leave gaps, not errors.
+    """The runs directly inside `root`, by name, or of a comparison; `root` itself if it is one run.
+
+    Broken files leave gaps, not errors.
 
     A run is `finished` when results.json is there, `failed` when that says so, `running` while a job holds its lock,
     else `stopped`. Raises `UsageError` if there is no such folder.
@@ -51,7 +53,8 @@ def list_runs(root: str | Path) -> list[RunSummary]:
             f"there is no folder {root}; `trainer pretrain` makes runs/, or name the folder that was --out"
         )
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [summarise(path) for path in ([folder] if _is_run(folder) else inside) if _is_run(path)]
+    alone = _is_run(folder) and not (folder / BUDGET).is_file()
+    return [summarise(path) for path in ([folder] if alone else inside) if _is_run(path)]
 
 
 def summarise(folder: Path) -> RunSummary:

@@ -49,6 +49,15 @@ def test_a_stopped_run(tmp_path):
     )  # fmt: skip
 
 
+def test_the_runs_of_a_comparison(tmp_path):
+    make_run(tmp_path / "compare", results={"state": "unfinished", "method": "compare"})
+    (tmp_path / "compare/budget.json").write_text("{}")
+    make_run(tmp_path / "compare/real-0")
+    make_run(tmp_path / "compare/diffmix-0")
+    assert [run.name for run in list_runs(tmp_path / "compare")] == ["diffmix-0", "real-0"]
+    assert [run.method for run in list_runs(tmp_path)] == ["compare"]
+
+
 def test_a_finished_run_says_what_its_results_say(tmp_path):
     make_run(tmp_path / "a", results=RESULTS)
     run = only(tmp_path)

@@ -16,12 +16,11 @@ from trainer.compare.timing import clock, seconds_per_step
 from trainer.config import PretrainConfig
 from trainer.engine.launch import shared, together
 from trainer.engine.progress import ProgressLine
-from trainer.engine.run_folder import CONFIG, InUseError, RunFolder
+from trainer.engine.run_folder import BUDGET, CONFIG, InUseError, RunFolder
 from trainer.engine.signals import StopRequest
 from trainer.nn.collectives import gather_objects
 from trainer.settings import completed, differences
 
-BUDGET = "budget.json"
 LEAST_STEPS = 10
 _LOOK_EVERY = 0.5  # seconds, while another process times the arms
 

@@ -19,6 +19,7 @@ from manifests.errors import DiffmixError, StorageError, UsageError
 from manifests.storage import LocalStorage, explained
 
 CONFIG, ENVIRONMENT, METRICS, RESULTS = "config.yaml", "environment.json", "metrics.jsonl", "results.json"
+BUDGET = "budget.json"  # of a comparison, whose runs are folders inside
 CHECKPOINTS, ENCODER, LOCK, OFFENDERS = "checkpoints", "encoder", ".lock", "offenders.json"
 
 _LIBRARIES = ("diffmix", "torch", "torchvision", "timm", "accelerate", "peft", "numpy", "pyarrow", "numba")

@@ -30,6 +30,7 @@ _LATER = {
     "report": "one page comparing runs",
 }
 
+_EXIT_CODES = {"stopped": RESUMABLE, "collapsed": 4, "diverged": 4}  # by how a command ended; 4 as of CollapsedError
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout.")
 
 
@@ -74,14 +75,7 @@ def pretrain(dry_run: bool, as_json: bool, **values: Any) -> int:
         out=values["out"],
         resume=values["resume"],
     )
-    if dry_run:
-        facts = describe(request)
-        _print(facts, as_json, facts.pop("text"))
-        return 0
-    outcome = run(request)
-    if outcome.is_main:
-        _print({"state": outcome.state, "folder": str(outcome.folder), **outcome.results}, as_json, outcome.text())
-    return RESUMABLE if outcome.state == "stopped" else 0
+    return _dry_run(describe(request), as_json) if dry_run else _conclude(run(request), as_json)
 
 
 @cli.command()
@@ -99,7 +93,6 @@ def finetune(dry_run: bool, as_json: bool, **values: Any) -> int:
     trainer finetune --init runs/dino --task photos/ --peft block-expansion:3 --peft lora:8 --seeds 3
     trainer finetune --init timm:vit_base_patch16_224.dino --task torchvision:CIFAR100@data --source IMAGENET
     """
-    from trainer.engine.loop import CollapsedError
     from trainer.finetune.command import describe
     from trainer.finetune.command import finetune as run
     from trainer.finetune.settle import Request
@@ -110,16 +103,7 @@ def finetune(dry_run: bool, as_json: bool, **values: Any) -> int:
         assignments=values["assignments"],
         out=values["out"],
     )
-    if dry_run:
-        facts = describe(request)
-        _print(facts, as_json, facts.pop("text"))
-        return 0
-    outcome = run(request)
-    if outcome.is_main:
-        _print({**outcome.results, "state": outcome.state, "folder": outcome.folder}, as_json, outcome.text())
-    if outcome.state == "stopped":
-        return RESUMABLE
-    return CollapsedError.exit_code if outcome.state == "diverged" else 0
+    return _dry_run(describe(request), as_json) if dry_run else _conclude(run(request), as_json)
 
 
 @cli.command()
@@ -140,7 +124,6 @@ def compare(dry_run: bool, as_json: bool, **values: Any) -> int:
     from trainer.compare.command import compare as run
     from trainer.compare.command import describe
     from trainer.compare.settings import Request
-    from trainer.engine.loop import CollapsedError
 
     request = Request(
         recipe=values["recipe"],
@@ -151,16 +134,7 @@ def compare(dry_run: bool, as_json: bool, **values: Any) -> int:
         assignments=values["assignments"],
         out=values["out"],
     )
-    if dry_run:
-        facts = describe(request)
-        _print(facts, as_json, facts.pop("text"))
-        return 0
-    outcome = run(request)
-    if outcome.is_main:
-        _print({**outcome.results, "state": outcome.state, "folder": outcome.folder}, as_json, outcome.text())
-    if outcome.state == "stopped":
-        return RESUMABLE
-    return CollapsedError.exit_code if outcome.state == "collapsed" else 0
+    return _dry_run(describe(request), as_json) if dry_run else _conclude(run(request), as_json)
 
 
 @cli.command()
@@ -238,6 +212,19 @@ def _add(name: str, summary: str) -> None:
 
 for _name, _summary in _LATER.items():
     _add(_name, _summary)
+
+
+def _dry_run(facts: dict[str, Any], as_json: bool) -> int:
+    _print(facts, as_json, facts.pop("text"))
+    return 0
+
+
+def _conclude(outcome: Any, as_json: bool) -> int:
+    """Print how a command ended; its exit code."""
+    if outcome.is_main:
+        facts = {**outcome.results, "state": outcome.state, "folder": str(outcome.folder)}
+        _print(facts, as_json, outcome.text())
+    return _EXIT_CODES.get(outcome.state, 0)
 
 
 def _print(facts: Any, as_json: bool, text: str) -> None:

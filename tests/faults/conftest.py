@@ -61,9 +61,19 @@ def context():
 
 
 @pytest.fixture
-def start(context, tiny_model, photos, tmp_path):
+def running():
+    """Commands that a test has started; those that are still alive at its end are killed."""
+    commands = []
+    yield commands
+    for command in commands:
+        if command.process.is_alive():
+            command.process.kill()
+            command.process.join()
+
+
+@pytest.fixture
+def start(context, tiny_model, photos, tmp_path, running):
     """Start `pipeline generate` on the photos: `start(out, *flags, RANK="0", ...)`."""
-    running = []
 
     def call(out, *flags, **environment):
         arguments = ["generate", "--source", photos, "--model", tiny_model, "--out", out]
@@ -71,11 +81,7 @@ def start(context, tiny_model, photos, tmp_path):
         running.append(Command(context, arguments, environment, tmp_path / f"log-{len(running)}.txt"))
         return running[-1]
 
-    yield call
-    for command in running:
-        if command.process.is_alive():
-            command.process.kill()
-            command.process.join()
+    return call
 
 
 @pytest.fixture(scope="session")

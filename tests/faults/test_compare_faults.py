@@ -24,9 +24,8 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def start(forks, made, tmp_path):
+def start(forks, made, tmp_path, running):
     """Start `trainer compare` in a folder."""
-    running = []
 
     def call(out, environment=None, recipe=None, settings=("checkpoint.every=2",)):
         data, own = made
@@ -34,11 +33,7 @@ def start(forks, made, tmp_path):
         running.append(Training(forks, given, environment or {}, tmp_path / f"log-{len(running)}.txt"))
         return running[-1]
 
-    yield call
-    for command in running:
-        if command.process.is_alive():
-            command.process.kill()
-            command.process.join()
+    return call
 
 
 @pytest.fixture(scope="module")

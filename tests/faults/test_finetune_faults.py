@@ -29,9 +29,8 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def start(forks, made, tmp_path):
+def start(forks, made, tmp_path, running):
     """Start `trainer finetune` in a folder."""
-    running = []
 
     def call(out, environment=None, peft=PEFT, **how):
         init, tasks = made
@@ -39,11 +38,7 @@ def start(forks, made, tmp_path):
         running.append(Training(forks, given, environment or {}, tmp_path / f"log-{len(running)}.txt"))
         return running[-1]
 
-    yield call
-    for command in running:
-        if command.process.is_alive():
-            command.process.kill()
-            command.process.join()
+    return call
 
 
 @pytest.fixture(scope="module")

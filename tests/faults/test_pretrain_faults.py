@@ -35,20 +35,15 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def start(forks, data, tmp_path):
+def start(forks, data, tmp_path, running):
     """Start `trainer pretrain` in a folder: `start(out, environment, **settings)`."""
-    running = []
 
     def call(out, environment=None, **how):
         given = arguments(data, out, **how)
         running.append(Training(forks, given, environment or {}, tmp_path / f"log-{len(running)}.txt"))
         return running[-1]
 
-    yield call
-    for command in running:
-        if command.process.is_alive():
-            command.process.kill()
-            command.process.join()
+    return call
 
 
 @pytest.fixture(scope="module")

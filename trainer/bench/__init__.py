@@ -10,6 +10,7 @@ SECTIONS: dict[str, str] = {
     "fidelity": "trainer.bench.fidelity:measure",
     "resume": "trainer.bench.resume:measure",
     "steps": "trainer.bench.step_figures:measure",
+    "masked": "trainer.bench.masked:measure",
     "tuning": "trainer.bench.tuning:measure",
     "gpu": "trainer.bench.gpu:measure",
 }

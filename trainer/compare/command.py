@@ -28,6 +28,7 @@ from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import RESULTS, RunFolder
 from trainer.engine.signals import StopRequest, stop_requested
 from trainer.nn.collectives import gather_objects
+from trainer.text_table import aligned
 
 PIXELS, TABLE = "pixels.json", "table.md"
 
@@ -73,7 +74,7 @@ def describe(request: Request) -> dict[str, Any]:
     found = differing(arms)
     lines = [config.to_yaml().rstrip(), *_notes(arms), "", "settings that differ:"]
     lines += [f"  {name}: {_grouped(arms, values)}" for name, values in found.items()]
-    lines += ["", *table.aligned([list(facts[0]), *([str(value) for value in one.values()] for one in facts)])]
+    lines += ["", *aligned([list(facts[0]), *([str(value) for value in one.values()] for one in facts)])]
     lines.append(f"{len(arms)} arms x {config.seeds} seeds = {len(arms) * config.seeds} runs")
     lines.append(f"bank: {len(exam.bank)} labelled real images; queries: {len(exam.queries)}, {exam.note}")
     return {

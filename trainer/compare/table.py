@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trainer.compare.results import difference
+from trainer.text_table import aligned, percent
 
 _MOST_NAMES = 6  # settings of a section that a line lists
 _NONE = "-"
@@ -31,7 +32,7 @@ def cells(found: Mapping[str, Any]) -> list[list[str]]:
     header = ["arm", "kNN", "linear", *extra, "kNN before", "rank", "seeds", "steps", "images seen", "images/s"]
     header += ["minutes", "loss"]
     rows = [_row(one, found["budget"], baseline) for one in found["summary"]]
-    pixels = ["raw pixels", *(_percent(_exact(found["pixels"].get(name))) for name in ("knn", "linear"))]
+    pixels = ["raw pixels", *(percent(_exact(found["pixels"].get(name))) for name in ("knn", "linear"))]
     return [header, *rows, pixels + [_NONE] * (len(header) - 3)]
 
 
@@ -42,10 +43,10 @@ def _row(one: Mapping[str, Any], budget: Mapping[str, Any], baseline: Mapping[st
     rate, minutes = _speed(one, facts, budget["clock"])
     return [
         one["arm"],
-        _percent(one.get("knn"), gone),
-        _percent(one.get("linear"), gone),
+        percent(one.get("knn"), gone),
+        percent(one.get("linear"), gone),
         *gains,
-        _percent(one.get("knn_before")),
+        percent(one.get("knn_before")),
         _number(one.get("feature_rank"), ".1f"),
         str(one["n"]) + (f" (+{one['collapsed']} collapsed)" if one["collapsed"] else ""),
         f"{facts['steps']:,}",
@@ -120,27 +121,8 @@ def _below(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, the first to the left."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
 def _exact(value: float | None) -> dict[str, float | None] | None:
     return None if value is None else {"mean": value, "std": None}
-
-
-def _percent(spread: Mapping[str, Any] | None, otherwise: str = _NONE) -> str:
-    if spread is None:
-        return otherwise
-    deviation = "" if spread["std"] is None else f" ± {100 * spread['std']:.1f}"
-    return f"{100 * spread['mean']:.1f}{deviation}"
 
 
 def _points(value: float | None) -> str:

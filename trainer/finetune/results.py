@@ -12,6 +12,7 @@ from manifests.errors import DiffmixError
 from trainer.data.rows import Rows
 from trainer.finetune.origin import Origin
 from trainer.finetune.settle import Settled
+from trainer.text_table import aligned, percent
 from trainer.tuners.spec import TunerSpec
 
 _CONFIDENCE = 0.95
@@ -152,7 +153,7 @@ def text(found: Mapping[str, Any]) -> str:
     """The table, what it means, and where the pictures are."""
     source, tasks = found["source"], found["tasks"]
     rows = [_COLUMNS, *(_cells(group, source) for group in found["summary"])]
-    lines = [*_history(found), "", *_aligned(rows), ""]
+    lines = [*_history(found), "", *aligned(rows), ""]
     lines += [
         f"{row['tuner']} at {row['learning_rate']:g}, seed {row['seed']}, diverged: {row['reason']}"
         for row in found["tuners"]
@@ -207,30 +208,12 @@ def _cells(group: Mapping[str, Any], source: Mapping[str, Any] | None) -> tuple[
         group["tuner"],
         f"{group['learning_rate']:g}",
         f"{group['trainable_parameters']:,}",
-        _percent(group.get("new_accuracy")),
-        _percent(kept),
+        percent(group.get("new_accuracy")),
+        percent(kept),
         change,
-        _percent(group.get("source_linear_accuracy_after")),
-        _percent(group.get("mean_accuracy")),
+        percent(group.get("source_linear_accuracy_after")),
+        percent(group.get("mean_accuracy")),
     )
-
-
-def _percent(spread: Mapping[str, Any] | None) -> str:
-    if spread is None:
-        return "-"
-    deviation = "" if spread["std"] is None else f" ± {100 * spread['std']:.1f}"
-    return f"{100 * spread['mean']:.1f}{deviation}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    return [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _of_sequence(found: Mapping[str, Any]) -> list[str]:

@@ -294,7 +294,7 @@ def test_suite_and_command_print_the_figures(monkeypatch):
 def test_unknown_section_is_a_usage_error():
     result = CliRunner().invoke(cli, ["bench", "--sections", "loader,speed"])
     assert result.exit_code == 2
-    assert "known: loader, fidelity, resume, steps, tuning, gpu" in result.output
+    assert "known: loader, fidelity, resume, steps, masked, tuning, gpu" in result.output
 
 
 def test_every_section_can_be_imported():

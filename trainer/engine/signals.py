@@ -26,9 +26,18 @@ class StopRequest:
         return bool(self.signal_name)
 
 
+_outer: list[StopRequest] = []  # the one that is open, if any
+
+
 @contextmanager
 def stop_requested() -> Iterator[StopRequest]:
-    """Inside it signals are noted instead of obeyed; a second Ctrl-C interrupts at once."""
+    """Inside it signals are noted instead of obeyed; a second Ctrl-C interrupts at once.
+
+    Inside another one it is that one: a signal that comes as a run ends also stops the comparison that it is of.
+    """
+    if _outer:
+        yield _outer[0]
+        return
     request = StopRequest()
     patience = _TORCHRUN_REPEATS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
 
@@ -42,8 +51,10 @@ def stop_requested() -> Iterator[StopRequest]:
         request.signal_name = signal.Signals(signum).name
 
     before = {number: signal.signal(number, note) for number in _SIGNALS}
+    _outer.append(request)
     try:
         yield request
     finally:
+        _outer.clear()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -20,6 +20,7 @@ State = Literal["finished", "running", "stopped", "failed"]
 
 _TAIL = 2**20  # bytes of metrics.jsonl that are read: thousands of lines, however long the run
 _FAILED = ("failed", "collapsed", "diverged")
+_UNFINISHED = "unfinished"  # of a comparison that has written a table, but not trained all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ def list_runs(root: str | Path) -> list[RunSummary]:
     Broken files leave gaps, not errors.
 
     A run is `finished` when results.json is there, `failed` when that says so, `running` while a job holds its lock,
-    else `stopped`. Raises `UsageError` if there is no such folder.
+    else `stopped`; a comparison also runs while one of its runs does. Raises `UsageError` if there is no such folder.
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -116,11 +117,12 @@ def _is_run(folder: Path) -> bool:
 
 
 def _state(folder: Path, results: Mapping[str, Any]) -> State:
-    if _is_locked(folder / LOCK):
+    inside = folder.glob(f"*/{LOCK}") if (folder / BUDGET).is_file() else ()
+    if any(_is_locked(lock) for lock in (folder / LOCK, *inside)):
         return "running"
     if results.get("state") in _FAILED:
         return "failed"
-    return "finished" if results else "stopped"
+    return "finished" if results and results.get("state") != _UNFINISHED else "stopped"
 
 
 def _is_locked(file: Path) -> bool:

@@ -58,6 +58,18 @@ def test_the_runs_of_a_comparison(tmp_path):
     assert [run.method for run in list_runs(tmp_path)] == ["compare"]
 
 
+def test_the_state_of_a_comparison(tmp_path):
+    folder = make_run(tmp_path / "compare", results={"state": "unfinished", "method": "compare"})
+    (folder / "budget.json").write_text("{}")
+    make_run(folder / "real-0")
+    assert only(tmp_path).state == "stopped", "a table is written after every run"
+    with (folder / "real-0/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert only(tmp_path).state == "running"
+    (folder / "results.json").write_text(json.dumps({"state": "finished", "method": "compare"}))
+    assert only(tmp_path).state == "finished"
+
+
 def test_a_finished_run_says_what_its_results_say(tmp_path):
     make_run(tmp_path / "a", results=RESULTS)
     run = only(tmp_path)

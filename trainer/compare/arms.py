@@ -12,6 +12,7 @@ from manifests.errors import UsageError
 from trainer import recipes, settle
 from trainer.compare.settings import CompareConfig, Request, check_baseline
 from trainer.config import PretrainConfig
+from trainer.data.order import batches
 from trainer.methods import METHODS
 from trainer.parts import make_method
 from trainer.settings import merge, parse_assignments
@@ -48,6 +49,11 @@ class Arm:
         """The call of `trainer pretrain` that makes one run."""
         flags = merge(self.flags, {"run": {"max_steps": steps, "seed": seed}})
         return settle.Request(recipe=self.recipe, flags=flags, out=out)
+
+    def check_steps(self, steps: int) -> None:
+        """Refuse a policy that cannot be of a run of so many steps."""
+        policy = self.settled.policy
+        policy.check_epochs(steps / batches(policy.num_items, self.settled.config.run.batch_size))
 
 
 def open_arms(config: CompareConfig, request: Request) -> tuple[CompareConfig, tuple[Arm, ...]]:
@@ -89,7 +95,9 @@ def _arm(name: str, values: Mapping[str, Any], config: CompareConfig, asked: Map
         recipe = values.get("recipe", config.common.get("recipe"))
         flags = _layered(_DEFAULTS, {"data": {"url": config.data}}, config.common, values, asked)
         flags.pop("recipe", None)
-        settled = settle.settle(settle.Request(recipe=recipe, flags=flags))
+        steps = config.budget.max_steps
+        length = {"run": {"max_steps": steps}} if steps else {}
+        settled = settle.settle(settle.Request(recipe=recipe, flags=merge(flags, length)))
         method = make_method(settled.config)  # refuses encoders and settings that cannot be
         settled.policy.check_views(method.num_crops, method.num_local_crops)
     except UsageError as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
+import yaml
 
 from manifests.errors import UsageError
 from trainer.compare.arms import Arm
@@ -19,6 +22,7 @@ from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import BUDGET, CONFIG, InUseError, RunFolder
 from trainer.engine.signals import StopRequest
 from trainer.nn.collectives import gather_objects
+from trainer.recipes import read_yaml
 from trainer.settings import completed, differences
 
 LEAST_STEPS = 10
@@ -43,22 +47,31 @@ def decide(
 ) -> Budget:
     """The budget of the comparison in `folder`; arms that it does not know yet are timed, where that is needed.
 
-    Every rank must call. Raises `UsageError` if the folder's budget, or what it was decided for, is another one, and
-    `Stopped` at a signal.
+    Every rank must call. Raises `UsageError` if the folder is of another command, or its budget, or what that was
+    decided for, is another one, and `Stopped` at a signal.
     """
     with ExitStack() as stack:
         together(lambda: _lock(folder, stack, line, stop) if is_main else None)
         _heed(stop)
-        if is_main:
-            folder.write_text(CONFIG, config.to_yaml())
+        together(lambda: _check_kind(folder) if is_main else None)
         budget = shared(folder.read_json(BUDGET)) or _new(config.budget, device)
         check(budget, config.budget, arms, device)
+        together(lambda: folder.write_text(CONFIG, config.to_yaml()) if is_main else None)
         for arm in arms:
             if arm.name not in budget["arms"]:
                 budget["arms"][arm.name] = _of_arm(arm, config, line)
             _heed(stop)
         together(lambda: folder.write_json(BUDGET, budget) if is_main else None)
     return budget
+
+
+def _check_kind(folder: RunFolder) -> None:
+    """Refuse to write over the files of a run: settings and results of a comparison have the same names."""
+    values: Any = None
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        values = read_yaml((folder.path / CONFIG).read_text("utf-8"))
+    if folder.exists() and not (isinstance(values, dict) and "budget" in values):
+        raise UsageError(f"{folder.path} holds something else than a comparison; choose another --out")
 
 
 def known(folder: RunFolder, config: CompareConfig, arms: Sequence[Arm], device: torch.device) -> Budget:
@@ -113,8 +126,13 @@ def _new(asked: BudgetConfig, device: torch.device) -> Budget:
 
 def _of_arm(arm: Arm, config: CompareConfig, line: ProgressLine) -> dict[str, Any]:
     """Timed in any case: of equal steps the table says what they cost."""
-    seconds = shared(seconds_per_step(arm, config.seed))
-    steps, note = _steps(config.budget, seconds)
+    try:
+        seconds = shared(seconds_per_step(arm, config.seed))
+        steps, note = _steps(config.budget, seconds)
+        arm.check_steps(steps)
+    except UsageError as error:
+        raise UsageError(f"arm {arm.name}: {error}") from error
+    gc.collect()  # the network that was timed would stay on the device
     line.say(f"{arm.name}: {1000 * seconds:.1f} ms a step, {steps} steps{note}")
     return {
         "steps": steps,

@@ -31,7 +31,7 @@ def seconds_per_step(arm: Arm, seed: int) -> float:
     """Of the median chunk of some steps, after others that warm up, of all ranks together; every rank must call.
 
     The median since other programs, which take no processor time, still take caches: arms should be told apart by what
-    they compute. Nothing is written.
+    they compute. Nothing is written. Raises `UsageError` if the method cannot train on such micro-batches.
     """
     config = arm.config(_WARMUP_STEPS + _MOST_CHUNKS * _CHUNK, seed)
     method = parts.make_method(config)
@@ -39,6 +39,7 @@ def seconds_per_step(arm: Arm, seed: int) -> float:
     accelerator = make_accelerator(chosen, (), Path())
     method = parts.fit_to_device(method, config.run, chosen, accelerator)
     with parts.make_loader(config, arm.settled.policy, method, accelerator, (0, 0)) as loader:
+        method.check_batch(loader.micro_batch_size)
         schedule = parts.make_schedule(config, loader.steps_per_epoch)
         stepper = parts.make_stepper(config, method, schedule, accelerator)
         _timed(stepper, loader, config.run.accumulation, range(_WARMUP_STEPS))

@@ -110,6 +110,17 @@ def test_an_arm_that_cannot_be_is_named(data, tmp_path, arm, said):
         opened(request(data, "", write_recipe(tmp_path, {"a": arm})))
 
 
+def test_a_policy_is_checked_for_the_length_that_the_budget_gives(data, tmp_path):
+    """Of 7 steps an epoch, whatever the recipe's epochs."""
+    mix = {"policy": "sequential", "first_epochs": 100}
+    recipe = write_recipe(tmp_path, {"a": {**ARMS["real"], "mix": mix}})
+    with pytest.raises(UsageError, match=r"arm a: mix.first_epochs is 100 and the run has 100 epochs"):
+        opened(request(data, "", recipe, steps=700))
+    [arm] = opened(request(data, "", recipe, steps=701))
+    with pytest.raises(UsageError, match=r"mix.first_epochs is 100 and the run has 2 epochs"):
+        arm.check_steps(14)
+
+
 @pytest.mark.parametrize("name", ["A", "a b", "..", "a/b", "", "-a", ".a"])
 def test_names_that_are_no_folders(data, tmp_path, name):
     with pytest.raises(UsageError, match=r"names are of a-z"):

@@ -9,6 +9,7 @@ import torch
 from manifests.errors import UsageError
 from tests.trainer.compare.small import ARMS, request, results, run, write_recipe
 from tests.trainer.data.builders import write_pairs
+from tests.trainer.engine.small_runs import HEADS
 from trainer.compare import timing
 from trainer.compare.arms import open_arms
 from trainer.compare.budget import LEAST_STEPS, known
@@ -63,10 +64,39 @@ def test_later_seeds_have_the_same_budget(timed, data):
 
 def test_another_budget_is_refused(timed, data):
     out, recipe = timed
+    settings = (out / "config.yaml").read_bytes()
     with pytest.raises(UsageError, match=r"begun with 0.004 minutes of .* time a run, and 0.005 minutes"):
         run(data, out, recipe, minutes=0.005)
     with pytest.raises(UsageError, match="and 3 steps is asked for now"):
         run(data, out, recipe, steps=3)
+    assert (out / "config.yaml").read_bytes() == settings
+
+
+@pytest.mark.parametrize("content", ["method: {name: simclr}\n", "{"])
+def test_the_folder_of_a_run_is_left_alone(data, tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(content)
+    with pytest.raises(UsageError, match="holds something else than a comparison"):
+        run(data, tmp_path / "run", write_recipe(tmp_path))
+    assert (tmp_path / "run" / "config.yaml").read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        (
+            {"recipe": "mixed-ae-digits", "method": HEADS["mixed-ae"], "run": {"batch_size": 6}},
+            "arm late: 6 images, .* groups of 4",
+        ),
+        ({**ARMS["real"], "mix": {"policy": "sequential", "first_epochs": 20}}, "arm late: mix.first_epochs is 20"),
+    ],
+)
+def test_what_only_the_timing_shows_is_told_before_any_training(data, tmp_path, arm, said):
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match=said):
+        run(data, out, write_recipe(tmp_path, {"real": ARMS["real"], "late": arm}), minutes=MINUTES)
+    assert not (out / "budget.json").exists()
+    assert not (out / "real-0").exists()
 
 
 def test_other_settings_of_an_arm_are_refused_by_name(timed, data, tmp_path):

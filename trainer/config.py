@@ -17,7 +17,7 @@ from trainer.data.view_plan import ViewConfig
 from trainer.engine.optim import OptimConfig
 from trainer.methods import METHODS
 from trainer.nn.encoders import EncoderConfig
-from trainer.settings import as_yaml, build, check_keys, plain, require, section
+from trainer.settings import BESIDE, as_yaml, build, check_keys, plain, require, section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class MethodSection:
     """Which method; its own settings stand beside the name and are checked by the method's `Config`."""
 
     name: str
-    settings: Any  # the method's Config
+    settings: Any = field(metadata=BESIDE)  # the method's Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,8 @@ from trainer.recipes import read_yaml
 
 T = TypeVar("T")
 
+BESIDE: Mapping[str, bool] = {"beside": True}  # metadata of a field: its keys are saved beside its siblings'
+
 
 def require(holds: bool, name: str, value: object, allowed: str) -> None:
     """Raises `UsageError` unless a setting is as it must be."""
@@ -121,7 +123,9 @@ def completed(old: Mapping[str, Any], new: Mapping[str, Any], config: Any) -> di
     for item in fields(config):
         name, value = item.name, getattr(config, item.name)
         before, now = done.get(name), new.get(name)
-        if is_dataclass(value) and isinstance(before, Mapping) and isinstance(now, Mapping):
+        if item.metadata == BESIDE:
+            done = completed(done, new, value)
+        elif is_dataclass(value) and isinstance(before, Mapping) and isinstance(now, Mapping):
             done[name] = completed(before, now, value)
         elif name in new and name not in done and (default := _default(item)) is not MISSING:
             done[name] = default

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import trainer.nn.encoders  # noqa: F401  # registers the encoders that timm does not have
+from manifests.errors import DiffmixError, UsageError
 from trainer.compare.arms import Arm
 from trainer.compare.evaluation import Exam
 from trainer.config import PretrainConfig
@@ -102,6 +104,10 @@ class ArmRun:
             return train(self.arm.request(self.steps, self.seed, str(self.folder.path))).state != "stopped"
         except CollapsedError:
             return True
+        except UsageError:
+            if not shared(self._is_trained()):
+                raise
+            return True  # it collapsed in another process since we looked
         finally:
             gc.collect()  # networks of the run before would stay on the device
 
@@ -115,12 +121,22 @@ class ArmRun:
 
     def _measured(self, device: torch.device) -> dict[str, Any]:
         views = self.config.views
+        encoder = together(self._trained)
         try:
-            found = self.exam.of_encoder(load_timm(self.folder.encoder).to(device), views, device)
+            found = self.exam.of_encoder(encoder.to(device), views, device)
         except FloatingPointError as error:
             return {"inputs": self.exam.inputs, "state": "collapsed", "reason": str(error)}
         before = self.exam.knn_of_encoder(self._untrained().to(device), views, device)
         return {"inputs": self.exam.inputs, "state": "finished", **found, "knn_before": before}
+
+    def _trained(self) -> nn.Module:
+        try:
+            return load_timm(self.folder.encoder)
+        except (OSError, RuntimeError, ValueError, KeyError, AssertionError, SafetensorError) as error:
+            raise DiffmixError(
+                f"{self.folder.encoder} cannot be loaded ({error}): put it where all machines see it, or remove "
+                f"{self.folder.path} to train it again"
+            ) from error
 
     def _untrained(self) -> nn.Module:
         """The encoder as the run began with it."""

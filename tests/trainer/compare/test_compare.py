@@ -1,12 +1,13 @@
 """Whole comparisons in this process: what is trained, what is not trained again, and what the table says."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from manifests.errors import UsageError
+from manifests.errors import DiffmixError, UsageError
 from tests.trainer.compare.small import (
     ARMS,
     WILD,
@@ -22,6 +23,7 @@ from trainer import cli
 from trainer.compare.arms import open_arms
 from trainer.compare.command import describe
 from trainer.compare.evaluation import open_exam
+from trainer.compare.runs import ArmRun
 from trainer.compare.settings import resolve
 from trainer.engine.run_folder import RunFolder
 from trainer.export import load_timm
@@ -124,6 +126,29 @@ def test_a_collapse_is_a_row(data, tmp_path, capsys):
     before = times(out)
     assert cli.run(arguments(data, out, recipe)) == 4, "as often as it is asked"
     assert times(out) == before
+
+
+def test_a_collapse_in_another_process_meanwhile_is_a_row(data, tmp_path):
+    """Between a look at the folder and its lock, the one that held it has ended."""
+    out, recipe = tmp_path / "out", write_recipe(tmp_path, {"wild": {**ARMS["real"], **WILD}})
+    assert run(data, out, recipe).state == "collapsed"
+    asked = request(data, out, recipe)
+    config, [arm] = open_arms(resolve(asked), asked)
+    late = ArmRun(arm=arm, seed=0, steps=3, folder=RunFolder(out / "wild-0"), exam=open_exam(config))
+    assert late._train()
+    assert late.row()["state"] == "collapsed"
+
+
+def test_an_encoder_that_is_lost_or_torn_is_told(data, tmp_path):
+    out, recipe = tmp_path / "out", write_recipe(tmp_path, ("real",))
+    run(data, out, recipe)
+    (out / "real-0" / "evaluation.json").unlink()
+    (out / "real-0" / "encoder" / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(DiffmixError, match=r"encoder cannot be loaded .* remove .*real-0 to train it again"):
+        run(data, out, recipe)
+    shutil.rmtree(out / "real-0" / "encoder")
+    with pytest.raises(DiffmixError, match="encoder cannot be loaded"):
+        run(data, out, recipe)
 
 
 def test_a_run_of_another_process_is_passed_over_and_looked_at_again(data, tmp_path):

@@ -65,14 +65,15 @@ class Encoded(NamedTuple):
         return self.order[:, self.visible.shape[1] % self.order.shape[1] :]
 
 
-def random_orders(count: int, length: int, seed: int) -> Tensor:
+def random_orders(count: int, length: int, seed: int, device: torch.device) -> Tensor:
     """Random orders of 0 to `length` - 1, int64 [count, length], for this rank's part of `count` times ranks many.
 
     Drawn on the CPU for all ranks, so that they depend neither on the number of ranks nor on the device.
     """
     noise = torch.rand(count * collectives.world_size(), length, generator=torch.Generator().manual_seed(seed))
-    own = noise[collectives.rank() * count :][:count]
-    return own.argsort(dim=1, stable=True)
+    own = noise[collectives.rank() * count :][:count].argsort(dim=1, stable=True)
+    pinned = own.pin_memory() if device.type == "cuda" else own  # or the host would wait for the device
+    return pinned.to(device, non_blocking=True)
 
 
 def normalized(pixels: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ class MAE(Method):
     def encode(self, images: Tensor, seed: int) -> Encoded:
         """What the encoder says of a random part of the patches of images [B, 3, S, S]."""
         vit: Any = self.backbone
-        order = random_orders(len(images), self.num_patches, seed).to(images.device)
+        order = random_orders(len(images), self.num_patches, seed, images.device)
         tokens = run_blocks(vit, keep(vit, embed(vit, images), order[:, : self.num_visible]))
         return Encoded(tokens[:, : -self.num_visible], tokens[:, -self.num_visible :], order)
 

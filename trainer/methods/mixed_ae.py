@@ -68,10 +68,10 @@ class Mixture(NamedTuple):
     source: Tensor
 
 
-def random_mixture(groups: int, group_size: int, length: int, seed: int) -> Mixture:
+def random_mixture(groups: int, group_size: int, length: int, seed: int, device: torch.device) -> Mixture:
     """Every image of a group gets equally many places, at random, for this rank's groups; see `random_orders`."""
-    order = random_orders(groups, length, seed)
-    owners = torch.arange(length) // (length // group_size)
+    order = random_orders(groups, length, seed, device)
+    owners = torch.arange(length, device=device) // (length // group_size)
     return Mixture(order, torch.empty_like(order).scatter_(1, order, owners.expand_as(order)))
 
 
@@ -141,8 +141,7 @@ class MixedAE(MAE):
         if not self.config.mixing:
             return super().forward(views, progress)
         images, size = views.crops[0], self.config.group_size
-        drawn = random_mixture(len(images) // size, size, self.num_patches, progress.seed)
-        mixture = Mixture(*(part.to(images.device) for part in drawn))
+        mixture = random_mixture(len(images) // size, size, self.num_patches, progress.seed, images.device)
         prefix, patches, logs = self._encode_mixed(images, mixture)
         loss = self.reconstruct(images, self._by_image(prefix, patches, mixture.order))
         logs |= {"reconstruction": loss.detach(), "feature_std": feature_std(patches.mean(dim=1))}

@@ -93,6 +93,7 @@ class MoCoV3(PredictingStudent):
         self.predictor = projection_head((config.out_dim, *inner), config.head_norm, last_norm=last_norm)
         if config.freeze_patch_embed:
             _freeze_patch_projection(self.student)
+            self.initialised()
 
     def _make_projector(self, features: int) -> nn.Module:
         config = self.config
@@ -111,6 +112,11 @@ class MoCoV3(PredictingStudent):
 
 
 def _freeze_patch_projection(encoder: Any) -> None:
+    """Random as in the authors' code, whatever initialisation the encoder has: it stays so."""
     projection = getattr(getattr(encoder, "patch_embed", None), "proj", None)
-    if projection is not None:
-        projection.requires_grad_(False)
+    if projection is None:
+        return
+    nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))  # of all pixels of a patch
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)
+    projection.requires_grad_(False)

@@ -11,6 +11,8 @@ from manifests.errors import UsageError
 from tests.trainer.methods.small import MIDWAY, noise_views, small_method
 from trainer.methods.mae import MAE, MAEConfig, normalized, random_orders, reconstruction_loss
 
+CPU = torch.device("cpu")
+
 
 def naive_patches(image, patch):
     """Pixels of each patch of an image [3, S, S], row by row, colours last."""
@@ -71,12 +73,12 @@ def test_masks_change_with_the_seed_alone():
 @settings(max_examples=25, deadline=None)
 @given(count=st.integers(1, 8), length=st.integers(1, 70), seed=st.integers(0, 2**62))
 def test_orders_are_permutations(count, length, seed):
-    orders = random_orders(count, length, seed)
+    orders = random_orders(count, length, seed, CPU)
     assert torch.equal(orders.sort(dim=1).values, torch.arange(length).expand(count, length))
 
 
 def test_every_patch_is_hidden_as_often():
-    orders = random_orders(4000, 16, 0)
+    orders = random_orders(4000, 16, 0, CPU)
     visible = torch.bincount(orders[:, :4].flatten(), minlength=16) / 4000
     assert visible.sub(0.25).abs().max() < 0.035  # five deviations
 

@@ -14,6 +14,7 @@ from tests.trainer.methods.test_mae import naive_loss
 from trainer.methods.mixed_ae import MixedAEConfig, homologous_contrast, mix, random_mixture
 from trainer.nn.masked_vit import patchify, unpatchify
 
+CPU = torch.device("cpu")
 PLAIN = {"homologous_attention": False, "contrastive_weight": 0.0, "segment_embedding": "none"}
 
 
@@ -62,7 +63,7 @@ def test_autocast_does_not_reach_the_contrast():
 @settings(max_examples=25, deadline=None)
 @given(groups=st.integers(1, 4), size=st.integers(1, 5), share=st.integers(1, 6), seed=st.integers(0, 2**62))
 def test_every_image_gives_equally_many_patches(groups, size, share, seed):
-    order, source = random_mixture(groups, size, size * share, seed)
+    order, source = random_mixture(groups, size, size * share, seed, CPU)
     for group in range(groups):
         assert torch.bincount(source[group], minlength=size).tolist() == [share] * size
         assert source[group, order[group]].tolist() == [number for number in range(size) for _ in range(share)]
@@ -78,7 +79,7 @@ def test_mixing_by_hand():
 def _inside(method, views, seed=0):
     """What the method encodes: mixtures, prefix and patches (image after image), what each image's decoder gets."""
     count = views.crops.shape[1] // method.config.group_size
-    mixture = random_mixture(count, method.config.group_size, method.num_patches, seed)
+    mixture = random_mixture(count, method.config.group_size, method.num_patches, seed, CPU)
     prefix, patches, _ = method._encode_mixed(views.crops[0], mixture)
     return mixture, prefix, patches, method._by_image(prefix, patches, mixture.order)
 
@@ -195,7 +196,7 @@ def test_groups_are_neighbours_whatever_the_micro_batch():
     """The images of a group depend on nobody else, so that ranks may cut a batch between any two groups."""
     method = _mixed()
     views = noise_views(method, 8)
-    mixture = random_mixture(2, 4, 16, 0)
+    mixture = random_mixture(2, 4, 16, 0, CPU)
     whole = method._encode_mixed(views.crops[0], mixture)[1]
     halves = [
         method._encode_mixed(

@@ -134,6 +134,8 @@ def test_patch_projection_stays_random():
     student, teacher = method.student.patch_embed.proj, method.teacher.patch_embed.proj
     frozen = {key for key, value in method.student.named_parameters() if not value.requires_grad}
     assert frozen == {"patch_embed.proj.weight", "patch_embed.proj.bias"}
+    bound = (6 / (3 * 8 * 8 + 32)) ** 0.5  # patches of 8 pixels, 32 wide: that of the authors' code
+    assert 0.95 * bound < student.weight.abs().max() <= bound and not student.bias.any()
     start = student.weight.clone()
     optimiser = make_optimiser(method, OptimConfig(lr=0.1, weight_decay=0.5))
     for group in optimiser.param_groups:

@@ -38,14 +38,14 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 @click.option("--debug", is_flag=True, help="Show the traceback of errors.")
 @click.version_option(package_name="diffmix")
 def cli(debug: bool) -> None:
-    """Self-supervised training on pair sets: streams real/synthetic pairs into SimCLR, Barlow Twins or DINO.
+    """Self-supervised training on pair sets: streams real/synthetic pairs into eight methods.
 
     \b
     trainer pretrain --method dino                       # on data/pairs, in runs/<time>-dino
     torchrun --nproc-per-node 8 -m trainer pretrain --method dino --data /data/pairs --out runs/dino
     trainer runs
 
-    Exit codes: 0 ok, 1 error, 2 usage, 3 bad data, 4 collapsed or diverged, 75 stopped by a signal (run it again).
+    Exit codes: 0 ok, 1 error, 2 usage, 3 bad files, 4 collapsed or diverged, 75 stopped by a signal (run it again).
     """
 
 

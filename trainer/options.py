@@ -95,7 +95,9 @@ _set = click.option(
 _PRETRAIN_OPTIONS = (
     click.option("--method", type=click.Choice(list(METHODS)), help="What to train.  [default: the recipe's, simclr]"),
     click.option("--data", help="Pair set: folder or URL.  [default: data/pairs]"),
-    click.option("--mix", type=click.Choice(POLICIES), help="Which image feeds which view.  [default: diffmix]"),
+    click.option(
+        "--mix", type=click.Choice(POLICIES), help="Which image feeds which view.  [default: the recipe's, diffmix]"
+    ),
     click.option("--encoder", help="timm name, resnet18_cifar or resnet50_cifar.  [default: the recipe's]"),
     click.option("--recipe", help="A recipe's name or a YAML file.  [default: by method and image size]"),
     click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Passes over the data."),

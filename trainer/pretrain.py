@@ -66,7 +66,8 @@ def describe(request: Request) -> dict[str, Any]:
     """What a run would be: settings and counts, for `--dry-run`. Makes and trains nothing."""
     settled = settle(request)
     config = settled.config
-    make_method(config)  # refuses encoders and settings that cannot be
+    method = make_method(config)  # refuses encoders and settings that cannot be
+    method.check_batch(micro_batch_size(config.run.batch_size, 1, config.run.accumulation))
     items = settled.policy.num_items
     per_epoch = batches(items, config.run.batch_size)
     steps = total_steps(config.run, per_epoch)

@@ -12,7 +12,7 @@ from manifests.errors import UsageError
 from trainer import recipes, settle
 from trainer.compare.settings import CompareConfig, Request, check_baseline
 from trainer.config import PretrainConfig
-from trainer.data.order import batches
+from trainer.data.order import batches, micro_batch_size
 from trainer.methods import METHODS
 from trainer.parts import make_method
 from trainer.settings import merge, parse_assignments
@@ -100,6 +100,8 @@ def _arm(name: str, values: Mapping[str, Any], config: CompareConfig, asked: Map
         settled = settle.settle(settle.Request(recipe=recipe, flags=merge(flags, length)))
         method = make_method(settled.config)  # refuses encoders and settings that cannot be
         settled.policy.check_views(method.num_crops, method.num_local_crops)
+        run = settled.config.run
+        method.check_batch(micro_batch_size(run.batch_size, 1, run.accumulation))  # of more processes: when it is timed
     except UsageError as error:
         raise UsageError(f"arm {name}: {error}") from error
     return Arm(name=name, recipe=settled.config.recipe, flags=flags, settled=settled)

@@ -137,6 +137,8 @@ class _Comparison:
             )
         except budgets.Stopped:
             return self._outcome("stopped", {})
+        if others := [name for name in self.budget["arms"] if name not in {arm.name for arm in self.arms}]:
+            self.line.say(f"not asked for now, so left out of the table; their runs stay: {', '.join(others)}")
         runs = self._runs()
         together(lambda: _check(runs))
         self.pixels = self._of_pixels()

@@ -91,7 +91,7 @@ def _of_test(config: CompareConfig) -> tuple[Part, Part, str]:
         raise UsageError(f"--data {config.data} with --test {config.test}: {error}") from error
     bank, queries = _joined(task.train, task.validation), task.test
     limits = config.evaluation
-    return _evenly(bank, limits.bank), _evenly(queries, limits.queries), f"{config.test}, which no run has seen"
+    return _evenly(bank, limits.bank), _evenly(queries, limits.queries), f"those of {config.test}"
 
 
 def _of_pairs(config: CompareConfig) -> tuple[Part, Part, str]:

@@ -10,6 +10,7 @@ from trainer.compare.arms import Arm, differing
 from trainer.compare.budget import Budget
 from trainer.compare.evaluation import Exam
 from trainer.compare.settings import CompareConfig
+from trainer.data.order import batches
 
 _SPREAD = ("knn", "linear", "knn_before", "feature_rank", "images_per_second", "seconds", "loss")
 _SECTIONS = ("method", "mix", "data", "views", "encoder", "init", "optim", "run")
@@ -65,7 +66,7 @@ def _facts(arm: Arm, of_budget: Mapping[str, Any]) -> dict[str, Any]:
         "steps": of_budget["steps"],
         "batch_size": batch,
         "images": images,
-        "epochs": images / items,
+        "epochs": of_budget["steps"] / batches(items, batch),
         "seconds_per_step": seconds,
         "images_per_second": batch / seconds,
         "minutes": of_budget["steps"] * seconds / 60,

@@ -26,8 +26,8 @@ def masked_vit(encoder: nn.Module) -> Any:
     name = type(encoder).__name__
     if not isinstance(encoder, VisionTransformer) or _changes(encoder, "_pos_embed", "forward_features"):
         raise UsageError(
-            f"encoder of class {name}: this method leaves patches out, which it can of timm's VisionTransformer only; "
-            "choose a vit_* model, such as --encoder vit_tiny_patch16_224"
+            f"encoder of class {name}: this method leaves patches out or mixes them, which it can of timm's "
+            "VisionTransformer only; choose a vit_* model, such as --encoder vit_tiny_patch16_224"
         )
     vit: Any = encoder
     if type(vit.patch_embed) is not PatchEmbed or vit.patch_embed.dynamic_img_pad:

@@ -180,8 +180,18 @@ def test_values_of_other_variations_than_the_fixed_one_do_not_matter(tmp_path):
 
 
 def test_rows_without_the_value_are_counted(tmp_path):
-    with pytest.raises(UsageError, match=r"label reads .* where 6 of 6 rows have no value"):
-        mixing.make(MixConfig(weight="label"), open_pairs(tmp_path / "set", 6, labelled=False))
+    rows = open_pairs(tmp_path / "set", 6, similarity=lambda number, index: None if number < 2 else 0.5)
+    with pytest.raises(UsageError, match=r"similarity reads .* where 2 of 6 rows have no value"):
+        mixing.make(MixConfig(weight="similarity"), rows)
+
+
+@pytest.mark.parametrize("name", ["label", "shard", "key"])
+def test_names_are_no_weights(name):
+    with pytest.raises(UsageError, match=f"unknown mix.weight '{name}'"):
+        MixConfig(weight=name)
+
+
+def test_columns_of_images_that_the_set_lacks(tmp_path):
     with pytest.raises(UsageError, match="which has no real images"):
         config = MixConfig(policy="synthetic", weight="real.width")
         mixing.make(config, open_pairs(tmp_path / "synthetic", 6, real=False))

@@ -17,7 +17,8 @@ from trainer.data.filters import COLUMNS
 from trainer.data.image_set import ImageSet
 from trainer.data.rows import Rows
 
-WEIGHTS = tuple(name for name, column in COLUMNS.items() if column.kind == "number")
+_NAMES = ("label", "shard")  # numbers that only name something
+WEIGHTS = tuple(name for name, column in COLUMNS.items() if column.kind == "number" and name not in _NAMES)
 
 
 def weights_of(name: str, power: float, rows: ImageSet, variation: int | None = None) -> NDArray[np.float64]:

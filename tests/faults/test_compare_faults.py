@@ -79,7 +79,11 @@ def test_kill_9_at_any_moment_then_the_same_command(start, undisturbed, tmp_path
     assert_same(out, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGUSR1, signal.SIGINT))],
+    ids=lambda number: number.name,
+)
 def test_signals_save_and_exit_75(start, undisturbed, tmp_path, number):
     out = tmp_path / "out"
     command = start(out)

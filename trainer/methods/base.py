@@ -119,6 +119,14 @@ def encode_views(network: nn.Module, crops: Tensor, *, jointly: bool) -> Tensor:
     return torch.cat([network(view) for view in crops])
 
 
+def encode_all(encoder: nn.Module, views: Views) -> Tensor:
+    """Features [(V + W) * B, D] of all crops, full-size ones first: one pass through the encoder for each size."""
+    features: Tensor = encoder(views.crops.flatten(0, 1))
+    if views.local_crops is None:
+        return features
+    return torch.cat([features, encoder(views.local_crops.flatten(0, 1))])
+
+
 def project_views(encoder: nn.Module, head: nn.Module, crops: Tensor, *, jointly: bool) -> tuple[Tensor, Tensor]:
     """Features [V * B, D] of the encoder and, of them, projections [V, B, P] of the head; see `encode_views`."""
     features = encode_views(encoder, crops, jointly=jointly)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.batch import Views
-from trainer.methods.base import MakeEncoder, Progress, StepOutput, require
+from trainer.methods.base import MakeEncoder, Progress, StepOutput, encode_all, require
 from trainer.methods.dino_loss import dino_loss, teacher_probabilities
 from trainer.methods.student_teacher import StudentTeacher
 from trainer.nn import collectives
@@ -106,10 +106,7 @@ class DINO(StudentTeacher):
 
     def _student_logits(self, views: Views) -> Tensor:
         """Float [V + W, B, K], full-size crops first: one pass through the encoder for each size, one of the head."""
-        features = self.student(views.crops.flatten(0, 1))
-        if views.local_crops is not None:
-            features = torch.cat([features, self.student(views.local_crops.flatten(0, 1))])
-        return self.student_head(features).unflatten(0, (-1, views.crops.shape[1]))
+        return self.student_head(encode_all(self.student, views)).unflatten(0, (-1, views.crops.shape[1]))
 
     def teacher_temperature(self, progress: Progress) -> float:
         """Of a step."""

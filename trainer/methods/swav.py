@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data.batch import Views
-from trainer.methods.base import MakeEncoder, Method, Progress, StepOutput, require
+from trainer.methods.base import MakeEncoder, Method, Progress, StepOutput, encode_all, require
 from trainer.methods.dino_loss import dino_loss
 from trainer.nn import collectives
 from trainer.nn.heads import HEAD_NORMS, HeadNorm, projection_head
@@ -132,9 +132,7 @@ class SwAV(Method):
 
         One pass through the encoder for each size, one of the head.
         """
-        features = self.backbone(views.crops.flatten(0, 1))
-        if views.local_crops is not None:
-            features = torch.cat([features, self.backbone(views.local_crops.flatten(0, 1))])
+        features = encode_all(self.backbone, views)
         embeddings = F.normalize(self.head(features).float(), dim=-1)
         return features, embeddings.unflatten(0, (-1, views.crops.shape[1]))
 

@@ -1,6 +1,8 @@
 # Every target makes its own virtual environment; nothing is needed but Python 3.11+, make and a package index.
 PYTHON ?= python3
 VENV ?= .venv
+# Test files run at a time: each is a process with its own PyTorch.
+TEST_WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -37,10 +39,10 @@ demo: $(VENV)/run.stamp
 	@echo "runs/demo-finetune/gain-and-forgetting.png (what each way of fine-tuning gained and what it forgot)."
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
 test-slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile -m "slow or not slow"
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -246,7 +246,7 @@ def test_generated_images_must_be_there(real_only):
         ({"first": "both"}, "unknown mix.first 'both'.*synthetic, real"),
         ({"first_epochs": 0}, "at least 1"),
         ({"weight": "similarty"}, "did you mean 'similarity'"),
-        ({"weight": "class_name"}, "Known: label, shard, similarity"),
+        ({"weight": "class_name"}, "Known: similarity, real.width"),
         ({"weight": "flagged"}, "unknown mix.weight"),
         ({"weight_power": -1.0}, "0 or more"),
         ({"weight_power": float("inf")}, "0 or more"),

@@ -7,6 +7,7 @@ class DiffmixError(Exception):
     """Base of every error a user can cause or mend: what arrived, what was allowed, what to do next."""
 
     exit_code = 1
+    of_all = False  # whether every process of a run raises it, so that one message is enough
 
 
 class UsageError(DiffmixError):

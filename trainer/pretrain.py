@@ -12,12 +12,13 @@ from accelerate import PartialState
 
 from trainer.config import PretrainConfig
 from trainer.data.order import batches, micro_batch_size
-from trainer.engine.launch import adopt_srun, make_accelerator, shared, together
+from trainer.engine.launch import adopt_srun, make_accelerator, shared
 from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import RunFolder
 from trainer.engine.signals import stop_requested
 from trainer.methods.base import Method
 from trainer.nn import precision
+from trainer.nn.collectives import together
 from trainer.parts import make_method, total_steps
 from trainer.resume import Start, check_agreed, start_of
 from trainer.run import Outcome, Run

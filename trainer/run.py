@@ -13,13 +13,13 @@ from typing import Any
 from accelerate import Accelerator
 
 from trainer import parts
-from trainer.engine.launch import together
 from trainer.engine.loop import CollapsedError, Loop
 from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import CONFIG, ENVIRONMENT, RESULTS, Metrics, RunFolder, environment
 from trainer.engine.signals import StopRequest
 from trainer.export import save_encoder
 from trainer.methods.base import Method, Progress
+from trainer.nn.collectives import together
 from trainer.nn.init import initialise
 from trainer.nn.precision import Precision
 from trainer.resume import Start

@@ -17,11 +17,11 @@ from trainer.compare.arms import Arm
 from trainer.compare.settings import BudgetConfig, CompareConfig
 from trainer.compare.timing import clock, seconds_per_step
 from trainer.config import PretrainConfig
-from trainer.engine.launch import shared, together
+from trainer.engine.launch import shared
 from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import BUDGET, CONFIG, InUseError, RunFolder
 from trainer.engine.signals import StopRequest
-from trainer.nn.collectives import gather_objects
+from trainer.nn.collectives import gather_objects, together
 from trainer.recipes import read_yaml
 from trainer.settings import completed, differences
 

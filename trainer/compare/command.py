@@ -23,11 +23,11 @@ from trainer.compare.evaluation import Exam, open_exam
 from trainer.compare.runs import ArmRun
 from trainer.compare.settings import CompareConfig, Request, resolve
 from trainer.data.order import micro_batch_size
-from trainer.engine.launch import adopt_srun, shared, together
+from trainer.engine.launch import adopt_srun, shared
 from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import RESULTS, RunFolder
 from trainer.engine.signals import StopRequest, stop_requested
-from trainer.nn.collectives import gather_objects
+from trainer.nn.collectives import gather_objects, together
 from trainer.text_table import aligned
 
 PIXELS, TABLE = "pixels.json", "table.md"

@@ -16,10 +16,11 @@ from manifests.errors import DiffmixError, UsageError
 from trainer.compare.arms import Arm
 from trainer.compare.evaluation import Exam
 from trainer.config import PretrainConfig
-from trainer.engine.launch import shared, together
+from trainer.engine.launch import shared
 from trainer.engine.loop import CollapsedError
 from trainer.engine.run_folder import InUseError, RunFolder
 from trainer.export import load_timm
+from trainer.nn.collectives import together
 from trainer.nn.init import initialise
 from trainer.parts import make_method
 from trainer.pretrain import train

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,8 +11,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
 
-from manifests.errors import DiffmixError
-from trainer.nn.collectives import gather_objects
 from trainer.nn.precision import Precision
 
 T = TypeVar("T")
@@ -49,23 +47,6 @@ def make_accelerator(precision: Precision, trackers: Sequence[str], folder: Path
         project_dir=folder,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
-
-
-def together(act: Callable[[], T]) -> T:
-    """What `act` returns on this rank, once it has on all; a rank's `DiffmixError` is raised on all.
-
-    Without it the others would wait, at the next collective, for one that has ended.
-    """
-    result: list[T] = []
-    error: DiffmixError | None = None
-    try:
-        result.append(act())
-    except DiffmixError as caught:
-        error = caught
-    for failed in (error, *gather_objects(error)):
-        if failed is not None:
-            raise failed
-    return result[0]
 
 
 def shared(value: T) -> T:

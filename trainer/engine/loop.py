@@ -17,14 +17,13 @@ from trainer.data.batch import Batch
 from trainer.data.loader import Loader
 from trainer.engine import checkpoint
 from trainer.engine.checkpoint import Checkpoint, cursor_at
-from trainer.engine.launch import together
 from trainer.engine.meter import Meter
 from trainer.engine.progress import ProgressLine, line_of
 from trainer.engine.run_folder import OFFENDERS, Metrics, RunFolder
 from trainer.engine.signals import StopRequest
 from trainer.engine.stepper import Stepper
 from trainer.engine.watch import Verdict, Watch
-from trainer.nn.collectives import gather_objects, world_size
+from trainer.nn.collectives import gather_objects, together, world_size
 
 _PATIENCE = 5  # loggings in a row that look collapsed
 _DIVERGED = "lower optim.lr or set optim.clip, and look at those images"

@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from manifests.errors import UsageError
 from trainer.data.order import micro_batch_size
-from trainer.engine.launch import adopt_srun, shared, together
+from trainer.engine.launch import adopt_srun, shared
 from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import CONFIG, ENVIRONMENT, RESULTS, RunFolder, environment
 from trainer.engine.signals import StopRequest, stop_requested
@@ -26,6 +26,7 @@ from trainer.finetune.leg import Leg, LegRun
 from trainer.finetune.settle import Request, Settled, settle
 from trainer.finetune.shop import Shop
 from trainer.nn import precision
+from trainer.nn.collectives import together
 from trainer.resume import check_same
 from trainer.tuners.spec import TunerSpec
 

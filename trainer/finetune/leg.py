@@ -21,7 +21,7 @@ from torch import nn
 from manifests.errors import DiffmixError
 from manifests.storage import explained
 from trainer.data.image_set import ImageSet
-from trainer.engine.launch import shared, together
+from trainer.engine.launch import shared
 from trainer.engine.loop import CollapsedError
 from trainer.engine.run_folder import CHECKPOINTS, RESULTS, RunFolder
 from trainer.engine.signals import StopRequest
@@ -32,6 +32,7 @@ from trainer.finetune.regularise import regulariser
 from trainer.finetune.shop import Shop
 from trainer.finetune.stage import Stage
 from trainer.nn import precision
+from trainer.nn.collectives import together
 from trainer.nn.encoders import EncoderConfig
 from trainer.tuners import files
 from trainer.tuners.base import Tuner, make_tuner

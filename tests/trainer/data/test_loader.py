@@ -282,11 +282,25 @@ def test_what_cannot_work_is_refused_before_a_thread_starts(rows, settings, mess
 
 
 @pytest.mark.parametrize(
-    "setting", [{"augment": "simclrr"}, {"size": 0}, {"scale": (0.5, 0.2)}, {"std": (0.2, 0.2, 0.0)}]
+    "setting",
+    [{"augment": "simclrr"}, {"size": 0}, {"scale": (0.5, 0.2)}, {"std": (0.2, 0.2, 0.0)}, {"interpolation": "cubic"}],
 )
 def test_views_out_of_range_are_refused(setting):
     with pytest.raises(UsageError):
         ViewConfig(**setting)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_crops_are_resized_as_asked(rows, cache_bytes):
+    """The same boxes by both filters: near one another, the bicubic ones sharper."""
+    settings = {"augment": "none", "size": 20, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    batches = [
+        next(loader(rows, views=ViewConfig(**settings, interpolation=how), cache_bytes=cache_bytes)).views.crops
+        for how in ("bilinear", "bicubic")
+    ]
+    assert 0 < (batches[0] - batches[1]).abs().mean() < 0.1
+    contrasts = [(crops[..., 1:] - crops[..., :-1]).abs().mean() for crops in batches]
+    assert contrasts[1] > contrasts[0]
 
 
 def test_a_plan_repeats_the_last_view_and_replaces_scales():

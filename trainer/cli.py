@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import click
 
 from manifests.errors import DiffmixError
 from trainer.bench import SECTIONS
+from trainer.engine.ending import explanation, is_one_of_several, is_told, leave
 from trainer.engine.signals import RESUMABLE
 from trainer.options import (
     COMPARE,
@@ -142,14 +144,27 @@ def compare(dry_run: bool, as_json: bool, **values: Any) -> int:
 @click.option(
     "--to", type=click.Choice(["timm", "torchvision"]), default="timm", show_default=True, help="For which library."
 )
+@click.option(
+    "--network",
+    type=click.Choice(["teacher", "student"]),
+    help="Of DINO, BYOL or MoCo v3.  [default: what RUN/encoder holds, the teacher]",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="New folder.")
 @_json_option
-def export(run: Path, to: Any, out: Path, as_json: bool) -> int:
-    """Write a run's encoder for plain timm or torchvision, and check that it gives the same features there."""
+def export(run: Path, to: Any, network: Any, out: Path, as_json: bool) -> int:
+    """Write a run's encoder for plain timm or torchvision, and check that it gives the same features there.
+
+    Papers on BYOL and MoCo v3 evaluate the student. It comes out of the last step's checkpoint.
+
+    \b
+    trainer export runs/dino --to torchvision --out dino-torchvision
+    trainer export runs/byol --network student --out runs/byol/student
+    """
     from trainer.export import export_run
 
-    usage = export_run(run, out, to)
-    _print({"folder": str(out), "to": to, "usage": usage}, as_json, f"{out}: the same features as in {run}\n\n{usage}")
+    usage = export_run(run, out, to, network)
+    facts = {"folder": str(out), "to": to, "network": network, "usage": usage}
+    _print(facts, as_json, f"{out}: the same features as the {network or 'encoder'} of {run}\n\n{usage}")
     return 0
 
 
@@ -240,7 +255,14 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are no UTF-8
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except Exception:
+        if not is_one_of_several():
+            raise
+        traceback.print_exc()
+        code = 1
+    leave(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -256,8 +278,15 @@ def run(arguments: list[str]) -> int:
     except (DiffmixError, OSError) as error:  # an OSError: a path that the user gave and that the system refuses
         if "--debug" in arguments:
             raise
-        click.echo(f"error: {error}", err=True)
+        if not is_told(error):
+            click.echo(f"error: {error}", err=True)
         return getattr(error, "exit_code", 1)
+    except RuntimeError as error:
+        reason = explanation(error)
+        if reason is None or "--debug" in arguments:
+            raise
+        click.echo(f"error: {reason}", err=True)
+        return 1
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,13 @@ from manifests.errors import DiffmixError, UsageError
 from manifests.storage import explained
 from trainer import torchvision_export
 from trainer.nn.encoders import EncoderConfig, resolved_args
+from trainer.student import load_student, make_student_and_teacher
 
 _ROUNDING = 1e-4  # of the largest feature: torchvision's attention adds up in another order
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+Network = Literal["teacher", "student"]
 
 
 class ExportError(DiffmixError):
@@ -68,31 +71,49 @@ def load_timm(folder: str | Path) -> nn.Module:
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def export_run(run_folder: str | Path, out: str | Path, to: Literal["timm", "torchvision"]) -> str:
+def export_run(
+    run_folder: str | Path, out: str | Path, to: Literal["timm", "torchvision"], network: Network | None = None
+) -> str:
     """Write a run's encoder to the new folder `out` for plain timm or torchvision; returns how to load it.
 
-    Raises `UsageError` if the run has no encoder yet, `out` holds something, or torchvision lacks the architecture.
+    Without `network` it is what `encoder/` holds: of a student and a teacher, which methods such as DINO train, the
+    latter. Raises `UsageError` if the run has no encoder yet, `out` holds something, torchvision lacks the
+    architecture, the method has no two networks to choose from, or the student's last checkpoint is gone.
     """
     source, target = Path(run_folder) / "encoder", Path(out)
     if not (source / WEIGHTS).is_file() or not (source / CONFIG).is_file():
         raise UsageError(f"{run_folder} holds no exported encoder: let the run finish (`trainer runs` shows its state)")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{out} exists already; choose a new --out, or remove it")
-    return _EXPORTS[to](source, target)
+    if network == "teacher":
+        make_student_and_teacher(run_folder)  # refuses methods that have none
+    with _student_in_timms_layout(run_folder) if network == "student" else nullcontext(source) as folder:
+        return _EXPORTS[to](folder, target, network)
 
 
-def _export_timm(source: Path, target: Path) -> str:
+@contextmanager
+def _student_in_timms_layout(run_folder: str | Path) -> Iterator[Path]:
+    """A temporary folder like `encoder/`."""
+    student, config = load_student(run_folder)
+    views = config.views
+    with tempfile.TemporaryDirectory(prefix="diffmix-") as temporary:
+        folder = Path(temporary) / "encoder"
+        save_encoder(student, folder, config=config.encoder, image_size=views.size, mean=views.mean, std=views.std)
+        yield folder
+
+
+def _export_timm(source: Path, target: Path, network: Network | None) -> str:
     description = _read_description(source)
     usage = _timm_usage(target, description["architecture"])
     with _replacing(target) as temporary:
         for name in (WEIGHTS, CONFIG):
             shutil.copyfile(source / name, temporary / name)
         _check_equal(load_timm(source), load_timm(temporary), description["pretrained_cfg"]["input_size"][-1], 0)
-        _write_readme(temporary, description, usage.replace(str(target), "THIS_FOLDER"))
+        _write_readme(temporary, description, usage.replace(str(target), "THIS_FOLDER"), network)
     return usage
 
 
-def _export_torchvision(source: Path, target: Path) -> str:
+def _export_torchvision(source: Path, target: Path, network: Network | None) -> str:
     description = _read_description(source)
     name, keywords = torchvision_export.call_of(description)
     encoder = load_timm(source)
@@ -104,11 +125,14 @@ def _export_torchvision(source: Path, target: Path) -> str:
         _write_weights(state, temporary / WEIGHTS)
         loaded = torchvision_export.load(name, keywords, temporary / WEIGHTS, description)
         _check_equal(encoder, loaded, description["pretrained_cfg"]["input_size"][-1], _ROUNDING)
-        _write_readme(temporary, description, usage.replace(str(target), "THIS_FOLDER"))
+        _write_readme(temporary, description, usage.replace(str(target), "THIS_FOLDER"), network)
     return usage
 
 
-_EXPORTS: dict[str, Callable[[Path, Path], str]] = {"timm": _export_timm, "torchvision": _export_torchvision}
+_EXPORTS: dict[str, Callable[[Path, Path, Network | None], str]] = {
+    "timm": _export_timm,
+    "torchvision": _export_torchvision,
+}
 
 
 def _description(
@@ -218,10 +242,10 @@ def _timm_usage(target: Path, architecture: str) -> str:
     return "\n".join(lines)
 
 
-def _write_readme(folder: Path, description: Mapping[str, Any], usage: str) -> None:
-    pretrained = description["pretrained_cfg"]
+def _write_readme(folder: Path, description: Mapping[str, Any], usage: str, network: Network | None) -> None:
+    pretrained, who = description["pretrained_cfg"], f"encoder of the {network}" if network else "encoder"
     (folder / "README.md").write_text(
-        f"# {description['architecture']} encoder, trained with diffmix\n\n"
+        f"# {description['architecture']} {who}, trained with diffmix\n\n"
         f"Images: RGB in 0..1, {pretrained['input_size'][-1]} px (short side resized bilinearly, centre cut), then "
         f"normalised by mean {pretrained['mean']} and std {pretrained['std']}.\n"
         f"Features: {description['num_features']} numbers an image; there is no classifier.\n\n"

@@ -59,6 +59,8 @@ def _final_lines(results: Mapping[str, Any]) -> list[str]:
     if before is not None:
         lines.append(_row("knn before training", f"{before:.1%}", ""))
     lines += [_row(name, f"{final[name]:.1%}", f"{final[f'pixels_{name}']:.1%}") for name in names]
+    of_student = [name for name in ("student_knn", "student_linear") if name in final]
+    lines += [_row(name.replace("_", "'s "), f"{final[name]:.1%}", "") for name in of_student]
     if final["knn"] <= final["pixels_knn"]:
         lines.append(f"  no better than raw pixels after {results['steps']} steps: train longer, or look at the log")
     return lines
@@ -164,8 +166,12 @@ class Run:
     def _final(self) -> dict[str, Any]:
         if self.held_out is None or not self.config.evaluation.final:
             return {}
+        encoder, student = self.method.encoder, self.method.trained_encoder
         try:
-            return {"final": self.held_out.final(self.method.encoder)}
+            final = self.held_out.final(encoder)
+            if student is not encoder:
+                final |= self.held_out.clean(student, "student_")
+            return {"final": final}
         except FloatingPointError as error:
             raise CollapsedError(
                 f"{error} in the final evaluation; next: lower optim.lr, with another --out"

@@ -93,14 +93,23 @@ class HeldOut:
             values[f"{prefix}knn"] = self._knn(bank, clean)
             for name in CORRUPTIONS:
                 values[f"{prefix}knn_{name}"] = self._knn(bank, self._gather(features, self.split.queries, name))
-            labels = self.split.bank_labels, self.split.query_labels
-            if len(labels[0].unique()) > 1:
-                values[f"{prefix}linear"] = linear_accuracy(bank, labels[0], clean, labels[1]).accuracy
+            values |= self._linear(f"{prefix}linear", bank, clean)
         return values
+
+    def clean(self, encoder: nn.Module, prefix: str) -> dict[str, float | int]:
+        """Of `final` what is measured on clean images: `{prefix}knn` and, of two classes or more, `{prefix}linear`."""
+        bank, queries = self._features(encoder, self.split.bank), self._features(encoder, self.split.queries)
+        return {f"{prefix}knn": self._knn(bank, queries), **self._linear(f"{prefix}linear", bank, queries)}
 
     def _knn(self, bank: Tensor, queries: Tensor) -> float:
         labels = self.split.bank_labels, self.split.query_labels
         return knn_accuracy(bank, labels[0], queries, labels[1], k=self.k, temperature=self.temperature)
+
+    def _linear(self, name: str, bank: Tensor, queries: Tensor) -> dict[str, float | int]:
+        labels = self.split.bank_labels, self.split.query_labels
+        if len(labels[0].unique()) < 2:
+            return {}
+        return {name: linear_accuracy(bank, labels[0], queries, labels[1]).accuracy}
 
     def _features(self, encoder: nn.Module, indices: NDArray[np.int64]) -> Tensor:
         return self._gather(self._of(encoder), indices)

@@ -13,12 +13,13 @@ import yaml
 from torch import nn
 
 from manifests.errors import UsageError
-from trainer.engine.run_folder import CONFIG, RESULTS
+from trainer.engine.run_folder import CONFIG, ENCODER, RESULTS
 from trainer.nn.encoders import EncoderConfig, check_name, make_encoder
 from trainer.nn.init import initialise
 from trainer.recipes import read_yaml
 from trainer.runs import list_runs
 
+_OF_ENCODER = ("knn", "knn_before", "feature_rank", "final")  # what results.json says of the network in encoder/
 _FINAL_NORMS = ("norm", "fc_norm")  # of timm's transformers, before and after the pooling
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -55,8 +56,13 @@ class Origin:
 
     @property
     def results(self) -> dict[str, Any]:
-        """results.json of the pre-training run; empty where there is none."""
-        return _json(self.run / RESULTS) if self.run else {}
+        """results.json of the pre-training run, less what it says of another network; empty where there is none."""
+        if self.run is None:
+            return {}
+        found = _json(self.run / RESULTS)
+        if Path(self.init).absolute() in (self.run.absolute(), self.run.absolute() / ENCODER):
+            return found
+        return {name: value for name, value in found.items() if name not in _OF_ENCODER}
 
     @property
     def data_url(self) -> str | None:

@@ -48,6 +48,7 @@ COMPARE = {
     "seed": "seed",
 }
 COMPARE_ARMS = {"encoder": "encoder.name", "batch_size": "run.batch_size", "precision": "run.precision"}  # of every arm
+_TYPED = {"filters": "filter", "tasks": "task"}  # options that may be repeated
 POLICIES = ("real", "synthetic", "diffmix", "sequential", "union", "inflate")  # of data.mixing, not light to import
 
 
@@ -193,6 +194,11 @@ _COMPARE_OPTIONS = (
     _precision,
     _set,
 )
+
+
+def flags_of(options: dict[str, str]) -> dict[str, str]:
+    """Settings of one of the tables above to their options as they are typed, such as `run.seed` to `--seed`."""
+    return {path: f"--{_TYPED.get(option, option).replace('_', '-')}" for option, path in options.items()}
 
 
 def nested(values: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:

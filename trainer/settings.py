@@ -98,6 +98,34 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     return merge(*layers)
 
 
+def typed(assigned: Mapping[str, Any], flags: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """All that was typed, by `--set` and by flags, as nested settings.
+
+    `names` maps settings to their flags, as in `options.flags_of`. Raises `UsageError` where a setting is given in both
+    ways with different values.
+    """
+    for path, flag in names.items():
+        for given, other in zip(find(flags, path), find(assigned, path), strict=False):
+            if plain(given) != plain(other):
+                raise UsageError(f"--set {path}={_shown(other)} and {flag} {_shown(given)} disagree: give one of them")
+    return merge(assigned, flags)
+
+
+def find(values: Any, path: str) -> list[Any]:
+    """The value of a setting, in a list, or what stands where its section should; empty if it is not given."""
+    for name in path.split("."):
+        if not isinstance(values, Mapping):
+            break
+        if name not in values:
+            return []
+        values = values[name]
+    return [values]
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str], prefix: str = ""
 ) -> list[tuple[str, Any, Any]]:

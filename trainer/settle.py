@@ -11,20 +11,31 @@ import numpy as np
 from manifests.catalog import Catalog
 from manifests.errors import UsageError
 from trainer import recipes
+from trainer.choices import class_of
 from trainer.config import DataConfig, PretrainConfig, RunConfig, resolve
-from trainer.data.mixing import Policy, make
+from trainer.data.mixing import Policy, check_read, make
 from trainer.data.order import batches, largest_batch
 from trainer.data.rows import Rows
 from trainer.methods import METHODS
-from trainer.settings import merge, parse_assignments
+from trainer.options import PRETRAIN, flags_of
+from trainer.settings import find, merge, parse_assignments, typed
 
 DEFAULT_METHOD = "simclr"
 _SMALLEST_BATCH = 2
+_FLAGS = {**flags_of(PRETRAIN), "method.name": "--method"}
+_REPLACE = (  # typed without the second, the first counts, though the second wins where a recipe has both
+    ("run", "epochs", "max_steps"),
+    ("optim", "warmup_epochs", "warmup_steps"),
+    ("rates", "warmup_steps", "warmup_epochs"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One call of `trainer pretrain`. `flags` are nested settings, as in a recipe."""
+    """One call of `trainer pretrain`. `flags` are nested settings, as in a recipe.
+
+    `has_length` False says that the run's length is decided later: settings are not held against it.
+    """
 
     method: str | None = None
     recipe: str | None = None
@@ -32,6 +43,7 @@ class Request:
     assignments: Sequence[str] = ()
     out: str | None = None
     resume: str = "auto"
+    has_length: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,31 +58,52 @@ class Settled:
 
 def settle(request: Request) -> Settled:
     """Raises `UsageError` for settings that cannot work on this set."""
-    asked = _asked(request)
+    assigned = _assigned(request)
+    asked = _asked(request, assigned)
     name, notes = _recipe_name(request, asked)
     recipe = recipes.load(name)
-    for method in (request.method, method_of(asked)):
-        _check_method(method, recipe, name)
-    config = resolve(merge(for_encoder(recipe, asked), {"recipe": name}, asked), f"recipe {name} with your settings")
+    _check_method(method_of(asked), recipe, name)
+    config = resolve(merge(beneath(recipe, asked), {"recipe": name}, asked), f"recipe {name} with your settings")
+    check_read(assigned.get("mix"), [config.mix])
     rows = Rows.open(config.data.url, config.data.filter)
     policy = make(config.mix, rows)
     config, more = _fit_batch(config, policy.num_items, given="batch_size" in (asked.get("run") or {}))
-    policy.check_epochs(_epochs(config.run, policy.num_items))
-    return Settled(config=config, rows=rows, policy=policy, notes=(*notes, *more))
+    if request.has_length:
+        policy.check_epochs(_epochs(config.run, policy.num_items))
+    return Settled(config=config, rows=rows, policy=policy, notes=(*notes, *more, *_unused(config, assigned)))
 
 
 def _epochs(run: RunConfig, items: int) -> float:
     return run.max_steps / batches(items, run.batch_size) if run.max_steps else run.epochs
 
 
-def _asked(request: Request) -> dict[str, Any]:
-    """What was typed, as nested settings."""
-    asked = merge(parse_assignments(request.assignments), request.flags)
-    if isinstance(asked.get("method"), str):  # as in --method
+def _assigned(request: Request) -> dict[str, Any]:
+    """What was typed by `--set`, as nested settings."""
+    assigned = parse_assignments(request.assignments)
+    if isinstance(assigned.get("method"), str):  # as in --method
+        assigned["method"] = {"name": assigned["method"]}
+    return assigned
+
+
+def _asked(request: Request, assigned: Mapping[str, Any]) -> dict[str, Any]:
+    """All that was typed, as nested settings."""
+    method = {} if request.method is None else {"method": {"name": request.method}}
+    asked = typed(assigned, merge(request.flags, method), _FLAGS)
+    if isinstance(asked.get("method"), str):
         asked["method"] = {"name": asked["method"]}
     if "recipe" in asked:
         raise UsageError(f"--set recipe={asked['recipe']}: a recipe is chosen by --recipe")
     return asked
+
+
+def beneath(recipe: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe, without what would win over, or does not fit, the settings above it."""
+    below = dict(for_encoder(recipe, asked))
+    for name, first, second in _REPLACE:
+        own, above = below.get(name), asked.get(name)
+        if isinstance(own, Mapping) and isinstance(above, Mapping) and first in above and second not in above:
+            below[name] = {key: value for key, value in own.items() if key != second}
+    return below
 
 
 def for_encoder(recipe: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -84,7 +117,7 @@ def for_encoder(recipe: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[
 def _recipe_name(request: Request, asked: Mapping[str, Any]) -> tuple[str, list[str]]:
     if request.recipe is not None:
         return request.recipe, []
-    method = request.method or method_of(asked) or DEFAULT_METHOD
+    method = method_of(asked) or DEFAULT_METHOD
     if method not in METHODS:
         raise UsageError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
     data = asked.get("data")
@@ -114,6 +147,20 @@ def _check_method(method: str | None, recipe: Mapping[str, Any], name: str) -> N
     own = method_of(recipe)
     if method is not None and own is not None and method != own:
         raise UsageError(f"--method {method} and --recipe {name}, which is of {own}: give one, or two that agree")
+
+
+def _unused(config: PretrainConfig, assigned: Mapping[str, Any]) -> list[str]:
+    """What was typed and changes nothing with this method's views."""
+    method, settings = class_of(METHODS, config.method.name), config.method.settings
+    local_crops = getattr(settings, "local_crops", method.num_local_crops)
+    of_local = [] if local_crops else ["mix.synthetic_local_crops", "views.local_size", "views.local_scale"]
+    of_several = [] if method.num_crops > 1 else ["mix.synthetic_view", "mix.same_variation"]
+    reasons = {**dict.fromkeys(of_local, "no small crops"), **dict.fromkeys(of_several, "one view of an image only")}
+    return [
+        f"{path} changes nothing: {config.method.name} takes {reason}"
+        for path, reason in reasons.items()
+        if find(assigned, path)
+    ]
 
 
 def _fit_batch(config: PretrainConfig, items: int, *, given: bool) -> tuple[PretrainConfig, list[str]]:

@@ -1,4 +1,4 @@
-"""From what was typed to settings: flags > --set > recipe > defaults, the recipe by the set, the batch by its size."""
+"""From what was typed to settings: flags, --set > recipe > defaults, the recipe by the set, the batch by its size."""
 
 import pytest
 
@@ -17,12 +17,94 @@ def settled(data, *assignments, **how):
     return settle(Request(flags=flags, assignments=assignments, **how))
 
 
-def test_flags_win_over_set_over_recipe(data, tmp_path):
+def test_flags_and_set_win_over_recipe(data, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("method: {name: simclr}\nencoder: {name: resnet18}\nrun: {seed: 1, epochs: 2, log_every: 3}\n")
-    found = settled(data, "run.seed=4", "run.epochs=5", flags={"run": {"seed": 6}}, recipe=str(recipe)).config
+    found = settled(data, "run.epochs=5", flags={"run": {"seed": 6}}, recipe=str(recipe)).config
     assert (found.run.seed, found.run.epochs, found.run.log_every, found.run.accumulation) == (6, 5, 3, 1)
     assert found.recipe == str(recipe)
+
+
+@pytest.mark.parametrize(
+    ("setting", "how", "said"),
+    [
+        ("run.seed=4", {"flags": {"run": {"seed": 6}}}, "--set run.seed=4 and --seed 6 disagree: give one of them"),
+        ("run.max_steps=null", {"flags": {"run": {"max_steps": 6}}}, "--set run.max_steps=None and --max-steps 6"),
+        ("run=4", {"flags": {"run": {"seed": 6}}}, "--set run.epochs=4|--set run.seed=4 and --seed 6"),
+        ("data.filter=[label == 1]", {"flags": {"data": {"filter": ("label == 2",)}}}, "and --filter label == 2"),
+        ("mix.policy=real", {"flags": {"mix": {"policy": "union"}}}, "--set mix.policy=real and --mix union"),
+        ("method.name=dino", {"method": "simclr"}, "--set method.name=dino and --method simclr disagree"),
+        ("method=dino", {"method": "simclr"}, "--set method.name=dino and --method simclr disagree"),
+    ],
+)
+def test_a_setting_and_its_flag_must_agree(data, setting, how, said):
+    with pytest.raises(UsageError, match=said):
+        settle(Request(assignments=[setting], **how))
+
+
+def test_a_setting_and_its_flag_may_be_equal(data):
+    flags = {"run": {"seed": 6, "epochs": 5.0}, "mix": {"policy": "real"}}
+    found = settled(data, "run.seed=6", "run.epochs=5", "mix.policy=real", "method=dino", method="dino", flags=flags)
+    assert (found.config.run.seed, found.config.method.name) == (6, "dino")
+
+
+@pytest.mark.parametrize(
+    ("mix", "said"),
+    [
+        (
+            {"replicas": 5},
+            "mix.replicas has no effect with --mix diffmix: it is read by inflate, and diffmix reads weight",
+        ),
+        (
+            {"policy": "real", "probability": 0.5},
+            "mix.probability has no effect with --mix real: .* by diffmix, and real",
+        ),
+        ({"policy": "union", "first": "real"}, "mix.first has no effect with --mix union: it is read by sequential"),
+        ({"weight_power": 2}, "mix.weight_power is read with mix.weight only: leave it out, or add"),
+        ({"policy": "real", "variation": 0}, "mix.variation is read with mix.weight only"),
+    ],
+)
+def test_settings_of_another_policy_are_refused(data, mix, said):
+    with pytest.raises(UsageError, match=said):
+        settled(data, *(f"mix.{name}={value}" for name, value in mix.items()), recipe="simclr-digits")
+
+
+def test_settings_of_a_recipe_for_another_policy_stay(data):
+    found = settled(data, recipe="simclr-adainf-cifar10", flags={"mix": {"policy": "diffmix"}}).config
+    assert (found.mix.policy, found.mix.replicas) == ("diffmix", 10)
+    weighted = settled(data, "mix.policy=real", "mix.weight=similarity", "mix.weight_power=2", "mix.variation=0")
+    assert weighted.config.mix.weight_power == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting", "said"),
+    [
+        (
+            "simclr-digits",
+            "mix.synthetic_local_crops=1",
+            "mix.synthetic_local_crops changes nothing: simclr takes no small",
+        ),
+        ("simclr-digits", "views.local_size=16", "views.local_size changes nothing: simclr takes no small crops"),
+        (
+            "mae-digits",
+            "mix.synthetic_view=first",
+            "mix.synthetic_view changes nothing: mae takes one view of an image",
+        ),
+        ("dino-cifar10", "mix.synthetic_local_crops=1", None),
+        ("simclr-digits", "mix.synthetic_view=first", None),
+    ],
+)
+def test_what_the_method_does_not_read_is_noted(data, recipe, setting, said):
+    notes = settled(data, setting, recipe=recipe, flags={"mix": {"policy": "diffmix"}}).notes
+    assert any(said in note for note in notes) if said else not any("changes nothing" in note for note in notes)
+
+
+def test_typed_epochs_are_not_overruled_by_steps_of_the_recipe(data):
+    run = settled(data, "run.epochs=3", "optim.warmup_epochs=1", recipe="simclr-adainf-cifar10").config
+    assert (run.run.epochs, run.run.max_steps) == (3, None)
+    assert (run.optim.warmup_epochs, run.optim.warmup_steps) == (1, None)
+    both = settled(data, "run.epochs=3", flags={"run": {"max_steps": 7}}, recipe="simclr-adainf-cifar10").config
+    assert (both.run.max_steps, both.optim.warmup_steps) == (7, 1000)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ from manifests.errors import UsageError
 from trainer import recipes, settle
 from trainer.compare.settings import CompareConfig, Request, check_baseline
 from trainer.config import PretrainConfig
+from trainer.data.mixing import check_read
 from trainer.data.order import batches, micro_batch_size
 from trainer.methods import METHODS
+from trainer.options import COMPARE_ARMS, flags_of
 from trainer.parts import make_method
-from trainer.settings import merge, parse_assignments
-from trainer.settle import Settled, for_encoder
+from trainer.settings import find, merge, parse_assignments, typed
+from trainer.settle import Settled, beneath
 
 DEFAULT_MIXES = ("real", "diffmix")
 
@@ -27,6 +29,10 @@ _TAKEN = {  # settings that the comparison decides
     ("run", "max_steps"): "the budget says how long all runs are",
     ("run", "epochs"): "the budget says how long all runs are",
     ("run", "seed"): "--seed and --seeds say which seeds all arms have",
+}
+_PRODUCT = {
+    ("mix", "policy"): "--mix says which policies are compared",
+    ("method", "name"): "--method says which methods are compared",
 }
 _ITS_OWN = {("data", "url"): "--data, or `data` of the recipe, names the pair set; only an arm may have another"}
 
@@ -58,15 +64,18 @@ class Arm:
 
 def open_arms(config: CompareConfig, request: Request) -> tuple[CompareConfig, tuple[Arm, ...]]:
     """The settings with all arms written out, and the arms; raises `UsageError` naming the arm that cannot be."""
-    asked = parse_assignments(request.assignments)
+    assigned = parse_assignments(request.assignments)
     _refuse(config.common, {**_TAKEN, **_ITS_OWN}, "common")
-    _refuse(asked, {**_TAKEN, **_ITS_OWN}, "--set")
-    typed = dict(config.arms) or _product(config, request)
-    check_baseline(config, list(typed))
-    arms = tuple(_arm(name, values, config, merge(asked, request.arm_flags)) for name, values in typed.items())
+    _refuse(assigned, {**_TAKEN, **_ITS_OWN, **({} if config.arms else _PRODUCT)}, "--set")
+    asked = typed(assigned, request.arm_flags, flags_of(COMPARE_ARMS))
+    named = dict(config.arms) or _product(config, request)
+    check_baseline(config, list(named))
+    arms = tuple(_arm(name, values, config, asked) for name, values in named.items())
     _check_batches(config, arms)
     _check_alike(arms)
-    return replace(config, arms=typed), arms
+    for of_all in (config.common, assigned):
+        check_read(of_all.get("mix"), [arm.settled.config.mix for arm in arms])
+    return replace(config, arms=named), arms
 
 
 def _product(config: CompareConfig, request: Request) -> dict[str, dict[str, Any]]:
@@ -97,7 +106,8 @@ def _arm(name: str, values: Mapping[str, Any], config: CompareConfig, asked: Map
         flags.pop("recipe", None)
         steps = config.budget.max_steps
         length = {"run": {"max_steps": steps}} if steps else {}
-        settled = settle.settle(settle.Request(recipe=recipe, flags=merge(flags, length)))
+        settled = settle.settle(settle.Request(recipe=recipe, flags=merge(flags, length), has_length=steps is not None))
+        check_read(values.get("mix"), [settled.config.mix])
         method = make_method(settled.config)  # refuses encoders and settings that cannot be
         settled.policy.check_views(method.num_crops, method.num_local_crops)
         run = settled.config.run
@@ -108,19 +118,18 @@ def _arm(name: str, values: Mapping[str, Any], config: CompareConfig, asked: Map
 
 
 def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers win; another encoder does not inherit the arguments of the one before."""
+    """Later layers win; another encoder does not inherit the arguments of the one before, see `settle.beneath`."""
     merged: dict[str, Any] = {}
     for layer in layers:
         method = layer.get("method")
         named = {**layer, "method": {"name": method}} if isinstance(method, str) else layer
-        merged = merge(for_encoder(merged, named), named)
+        merged = merge(beneath(merged, named), named)
     return merged
 
 
 def _refuse(values: Mapping[str, Any], taken: Mapping[tuple[str, str], str], where: str) -> None:
     for (name, key), reason in taken.items():
-        inner = values.get(name)
-        if isinstance(inner, Mapping) and key in inner:
+        if find(values, f"{name}.{key}"):
             raise UsageError(f"{name}.{key} cannot be set by {where}: {reason}")
 
 

@@ -74,9 +74,9 @@ def _check_kind(folder: RunFolder) -> None:
         raise UsageError(f"{folder.path} holds something else than a comparison; choose another --out")
 
 
-def known(folder: RunFolder, config: CompareConfig, arms: Sequence[Arm], device: torch.device) -> Budget:
-    """What is decided already, or needs no timing: for a look."""
-    budget = folder.read_json(BUDGET) or _new(config.budget, device)
+def known(folder: RunFolder | None, config: CompareConfig, arms: Sequence[Arm], device: torch.device) -> Budget:
+    """What is decided already in a folder, if there is one, or needs no timing: for a look."""
+    budget = (folder.read_json(BUDGET) if folder else None) or _new(config.budget, device)
     check(budget, config.budget, arms, device)
     if config.budget.max_steps is not None:
         budget["arms"] |= {arm.name: {"steps": config.budget.max_steps} for arm in arms}

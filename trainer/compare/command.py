@@ -69,7 +69,7 @@ def describe(request: Request) -> dict[str, Any]:
     config, arms = open_arms(resolve(request), request)
     exam = open_exam(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    budget = budgets.known(RunFolder(request.out or "runs/new"), config, arms, device)
+    budget = budgets.known(RunFolder(request.out) if request.out else None, config, arms, device)
     facts = [_described(arm, budget) for arm in arms]
     found = differing(arms)
     lines = [config.to_yaml().rstrip(), *_notes(arms), "", "settings that differ:"]

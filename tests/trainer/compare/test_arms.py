@@ -38,7 +38,7 @@ def test_the_product_of_methods_and_policies(data):
     assert all(not arm.settled.config.encoder.args for arm in arms), "of another encoder's recipe"
 
 
-def test_recipe_then_common_then_arm_then_set_then_flags(data, tmp_path):
+def test_recipe_then_common_then_arm_then_what_was_typed(data, tmp_path):
     arm = {**ARMS["real"], "optim": {"lr": 2.0, "weight_decay": 0.2}, "run": {"accumulation": 2}}
     recipe = write_recipe(tmp_path, {"a": arm})
     [one] = opened(request(data, "", recipe))
@@ -52,12 +52,14 @@ def test_recipe_then_common_then_arm_then_set_then_flags(data, tmp_path):
             data,
             "",
             recipe,
-            settings=["optim.lr=3.0", "run.batch_size=4", "evaluation.final=true"],
+            settings=["optim.lr=3.0", "evaluation.final=true"],
             arm_flags={"run": {"batch_size": 6}},
         )
     )
     config = one.settled.config
     assert (config.optim.lr, config.run.batch_size, config.evaluation.final) == (3.0, 6, True)
+    with pytest.raises(UsageError, match=r"--set run.batch_size=4 and --batch-size 6 disagree"):
+        opened(request(data, "", recipe, settings=["run.batch_size=4"], arm_flags={"run": {"batch_size": 6}}))
 
 
 def test_an_arm_may_have_its_own_encoder_and_set(data, tmp_path):
@@ -119,6 +121,35 @@ def test_a_policy_is_checked_for_the_length_that_the_budget_gives(data, tmp_path
     [arm] = opened(request(data, "", recipe, steps=701))
     with pytest.raises(UsageError, match=r"mix.first_epochs is 100 and the run has 2 epochs"):
         arm.check_steps(14)
+
+
+def test_a_budget_of_minutes_says_how_long_later(data, tmp_path):
+    """Not the recipe's epochs, of which there are 100."""
+    arm = {**ARMS["real"], "mix": {"policy": "sequential", "first_epochs": 5000}}
+    [opening] = opened(request(data, "", write_recipe(tmp_path, {"a": arm}), minutes=1))
+    opening.check_steps(7 * 5001)
+    with pytest.raises(UsageError, match=r"mix.first_epochs is 5000 and the run has 5000 epochs"):
+        opening.check_steps(7 * 5000)
+
+
+def test_settings_of_all_arms_are_read_by_one_of_them(data, tmp_path):
+    mixes = {"a": {**ARMS["real"], "mix": {"policy": "inflate"}}, "b": ARMS["pairs"]}
+    common = {**COMMON, "mix": {"replicas": 2}}
+    arms = opened(request(data, "", write_recipe(tmp_path, mixes, common=common), settings=["mix.probability=0.5"]))
+    assert [(arm.settled.config.mix.replicas, arm.settled.config.mix.probability) for arm in arms] == [(2, 0.5)] * 2
+    with pytest.raises(UsageError, match=r"mix.first has no effect with --mix inflate or diffmix: .* by sequential, "):
+        opened(request(data, "", write_recipe(tmp_path, mixes), settings=["mix.first=real"]))
+    with pytest.raises(UsageError, match=r"mix.replicas has no effect with --mix real or diffmix"):
+        opened(request(data, "", write_recipe(tmp_path, common=common)))
+    own = {"a": {**ARMS["real"], "mix": {"policy": "real", "replicas": 2}}, "b": mixes["a"]}
+    with pytest.raises(UsageError, match=r"arm a: mix.replicas has no effect with --mix real: it is read by inflate"):
+        opened(request(data, "", write_recipe(tmp_path, own)))
+
+
+@pytest.mark.parametrize("setting", ["mix.policy=union", "method.name=dino", "method=dino"])
+def test_what_names_the_arms_is_not_set_for_all(data, setting):
+    with pytest.raises(UsageError, match=r"(mix.policy|method.name) cannot be set by --set: --(mix|method) says which"):
+        opened(product(data, ("simclr",), settings=[setting]))
 
 
 @pytest.mark.parametrize("name", ["A", "a b", "..", "a/b", "", "-a", ".a"])

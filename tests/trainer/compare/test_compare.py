@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -196,6 +197,14 @@ def test_a_dry_run_says_what_would_be(data, tmp_path):
     for said in ("mix.policy: real (real), diffmix (pairs)", "2 arms x 3 seeds = 6 runs", "bank: 5"):
         assert said in facts["text"]
     assert "by a timing" in describe(request(data, out, recipe, minutes=1))["text"]
+
+
+def test_a_dry_run_without_a_folder_looks_at_none(data, tmp_path, monkeypatch):
+    (tmp_path / "runs/new").mkdir(parents=True)
+    (tmp_path / "runs/new/budget.json").write_text('{"max_steps": 9, "minutes": null, "arms": {}}')
+    monkeypatch.chdir(tmp_path)
+    facts = describe(replace(request(data, "", write_recipe(tmp_path)), out=None))
+    assert [one["steps"] for one in facts["runs"]] == [3, 3]
 
 
 def test_without_a_budget_the_command_says_what_to_give(data, capsys):

@@ -13,8 +13,9 @@ from trainer.choices import class_of
 from trainer.data.image_set import ImageSet
 from trainer.data.mixing.config import POLICIES, MixConfig
 from trainer.data.mixing.policy import Assignment, Policy
+from trainer.data.mixing.unread import check_read
 
-__all__ = ["POLICIES", "Assignment", "MixConfig", "Policy", "labels_of", "make"]
+__all__ = ["POLICIES", "Assignment", "MixConfig", "Policy", "check_read", "labels_of", "make"]
 
 
 def make(config: MixConfig, rows: ImageSet) -> Policy:

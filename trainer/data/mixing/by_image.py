@@ -96,6 +96,8 @@ class Union(ByImage):
 class Inflate(ByImage):
     """AdaInf (arXiv 2403.12448): the real images `replicas` times, then every generated image once."""
 
+    reads = (*ByImage.reads, "replicas", "generated")
+
     def __init__(self, config: MixConfig, rows: ImageSet) -> None:
         self.needs = ("real",) if config.generated else ("real", "synthetic")
         super().__init__(config, rows)

@@ -17,6 +17,8 @@ from trainer.data.mixing.sampling import PURPOSE, Sampler, choose
 from trainer.data.mixing.weights import weights_of
 from trainer.data.rows import REAL
 
+VARIATIONS = ("variation", "same_variation")  # settings that `ByRow.variations` reads
+
 
 class Shown(NamedTuple):
     """B items and the rows that they show."""
@@ -33,6 +35,8 @@ class ByRow(Policy):
     The weight of a row is the mean of its variations', or that of `mix.variation`; of its variations each is drawn in
     proportion to its own.
     """
+
+    reads_weighted = (*Policy.reads_weighted, "variation")
 
     def __init__(self, config: MixConfig, rows: ImageSet) -> None:
         super().__init__(config, rows)
@@ -92,6 +96,7 @@ class RealOnly(ByRow):
 class SyntheticOnly(ByRow):
     """All views of a variation."""
 
+    reads = (*ByRow.reads, *VARIATIONS)
     needs = ("synthetic",)
 
     def images(self, shown: Shown, num_crops: int, num_local_crops: int) -> NDArray[np.int16]:
@@ -101,6 +106,11 @@ class SyntheticOnly(ByRow):
 class DiffMix(ByRow):
     """Some views real, some synthetic: MixDiff (arXiv 2406.12368), one of two, or 1 + 1 global and 6 + 2 local."""
 
+    reads = (
+        *ByRow.reads,
+        *VARIATIONS,
+        *("synthetic_view", "probability", "augment_synthetic", "synthetic_crops", "synthetic_local_crops"),
+    )
     needs = ("real", "synthetic")
 
     def check_views(self, num_crops: int, num_local_crops: int) -> None:

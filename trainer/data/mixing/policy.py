@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,14 @@ class Assignment(NamedTuple):
 
 
 class Policy(ABC):
-    """Numbers the items of one epoch from 0 and says what each of them shows."""
+    """Numbers the items of one epoch from 0 and says what each of them shows.
 
+    `reads` are the settings of `MixConfig` that decide it, and `reads_weighted` those that do only where there is a
+    `weight`; a subclass names its own beside those of its base.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("weight",)
+    reads_weighted: ClassVar[tuple[str, ...]] = ("weight_power",)
     needs: tuple[Literal["real", "synthetic"], ...] = ()
 
     def __init__(self, config: MixConfig, rows: ImageSet) -> None:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from manifests.errors import UsageError
 from trainer.data.image_set import ImageSet
-from trainer.data.mixing.by_row import ByRow, Shown
+from trainer.data.mixing.by_row import VARIATIONS, ByRow, Shown
 from trainer.data.mixing.config import MixConfig
 from trainer.data.rows import REAL
 
@@ -18,6 +18,7 @@ class Sequential(ByRow):
     One run with one schedule. The paper does not publish how its epochs were shared.
     """
 
+    reads = (*ByRow.reads, *VARIATIONS, "first", "first_epochs")
     needs = ("real", "synthetic")
 
     def __init__(self, config: MixConfig, rows: ImageSet) -> None:

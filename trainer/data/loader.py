@@ -22,6 +22,7 @@ from trainer.data.batch import Batch, Views
 from trainer.data.colours import Colours
 from trainer.data.mixing import Policy, labels_of
 from trainer.data.order import Cursor, EpochOrder
+from trainer.data.rand_augment import RandAugment
 from trainer.data.reader import CACHE_BYTES, Reader
 from trainer.data.threads import Crew, Task, default_workers
 from trainer.data.view_maker import ViewMaker
@@ -65,6 +66,7 @@ class Loader(Iterator[Batch]):
         prefetch: micro-batches made ahead.
         cache_bytes: sets of equally large images that fit are kept decoded, see `Reader`.
         with_labels: whether views come with the labels of their images.
+        rand_augment: what is done to the views once they are cut, before their colours are augmented.
 
     Raises:
         UsageError: the policy cannot feed so many views or has no labels, or the batch fits neither set nor processes.
@@ -90,6 +92,7 @@ class Loader(Iterator[Batch]):
         prefetch: int = 2,
         cache_bytes: int = CACHE_BYTES,
         with_labels: bool = False,
+        rand_augment: RandAugment | None = None,
     ) -> None:
         self.policy = policy
         self.policy.check_views(num_crops, num_local_crops)
@@ -108,7 +111,7 @@ class Loader(Iterator[Batch]):
         self._on_cpu = self._device.type == "cpu"
         self._plan = ViewPlan.of(views, num_crops, num_local_crops)
         self._readers = [Reader(one, cache_bytes) for one in self.policy.sets]
-        self._maker = ViewMaker(self.policy, self._readers, self._plan, seed)
+        self._maker = ViewMaker(self.policy, self._readers, self._plan, seed, rand_augment)
         workers = default_workers(alone=not self._on_cpu) if workers is None else workers
         self._part = self._part_size(workers)
         self._pending: deque[_Pending] = deque()

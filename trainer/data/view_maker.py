@@ -11,10 +11,12 @@ from trainer.data import colours, crops, hashing
 from trainer.data.augmentations import PLAIN
 from trainer.data.colours import Colours
 from trainer.data.mixing import Assignment, Policy
+from trainer.data.rand_augment import RandAugment
 from trainer.data.reader import Reader
 from trainer.data.view_plan import ViewPlan
 
 _DRAWS = crops.DRAWS + colours.DRAWS
+_RAND_AUGMENT = 1  # names its words
 
 Pixels = NDArray[np.uint8]
 
@@ -22,11 +24,19 @@ Pixels = NDArray[np.uint8]
 class ViewMaker:
     """Makes the views of items; `readers` belong to the sets of `policy`, in its order."""
 
-    def __init__(self, policy: Policy, readers: Sequence[Reader], plan: ViewPlan, seed: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        readers: Sequence[Reader],
+        plan: ViewPlan,
+        seed: int,
+        rand_augment: RandAugment | None = None,
+    ) -> None:
         self.policy = policy
         self.readers = readers
         self.plan = plan
         self.seed = seed
+        self.rand_augment = rand_augment
         self._num_views = len(plan.crops) + len(plan.local_crops)
         self._runs = plan.runs
 
@@ -43,6 +53,8 @@ class ViewMaker:
                 self._cut_from(reader, assigned, draws, outs)
             elif len(chosen):
                 self._cut_some(reader, assigned, draws, chosen, outs)
+        if self.rand_augment is not None:
+            self._change(self.rand_augment, items, epoch, assigned.plain, outs)
         return self._colours(draws[..., crops.DRAWS :], assigned.plain)
 
     def _cut_some(
@@ -62,19 +74,34 @@ class ViewMaker:
     def _cut_from(
         self, reader: Reader, assigned: Assignment, draws: NDArray[np.float64], outs: Sequence[Pixels]
     ) -> None:
+        how = self.plan.interpolation
         if reader.cache is not None:
             height, width = reader.cache.shape[1:3]
             slots = reader.slots(assigned.rows, assigned.images)
             boxes, flips = self._boxes(draws, height, width, assigned.plain)
             for view, out in enumerate(outs):
-                crops.cut_many(reader.cache, slots[view], boxes[view], flips[view], out.shape[1], out)
+                crops.cut_many(reader.cache, slots[view], boxes[view], flips[view], out.shape[1], out, how)
             return
         pictures, which = _decoded(reader, assigned)
         sides = np.array([picture.shape[:2] for picture in pictures])[which]
         boxes, flips = self._boxes(draws, sides[..., 0], sides[..., 1], assigned.plain)
         for item in range(which.shape[1]):  # all views of an image while it is in the processor's cache
             for view, out in enumerate(outs):
-                crops.cut(pictures[which[view, item]], boxes[view, item], flips[view, item], out[item])
+                crops.cut(pictures[which[view, item]], boxes[view, item], flips[view, item], out[item], how)
+
+    def _change(
+        self,
+        rand_augment: RandAugment,
+        items: NDArray[np.int64],
+        epoch: int,
+        plain: NDArray[np.bool_],
+        outs: Sequence[Pixels],
+    ) -> None:
+        """RandAugment of every view but the plain ones. Its draws are words of their own: they move no crop."""
+        views = np.arange(self._num_views)[:, None]
+        draws = hashing.uniforms(self.seed, epoch, items, views, _RAND_AUGMENT, count=rand_augment.num_draws)
+        for view, item in np.argwhere(~plain):
+            rand_augment.apply(outs[view][item], draws[view, item])
 
     def _boxes(
         self,

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from manifests.errors import UsageError
 from trainer.config import CheckpointConfig, RunConfig
+from trainer.data.crops import INTERPOLATIONS, Interpolation
+from trainer.data.rand_augment import RandAugment
 from trainer.engine.optim import OptimConfig
 from trainer.settings import as_yaml, check_keys, plain, require, section
 from trainer.tuners.base import TunerConfig
@@ -48,16 +50,22 @@ class ImageConfig:
 
     augment: str = "finetune"
     size: int | None = None  # pixels
+    interpolation: Interpolation = "bilinear"  # of crops
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    rand_augment: str | None = None  # timm's notation, such as rand-m9-mstd0.5-inc1 (arXiv 1909.13719)
     random_erasing: float | None = None  # share of the images that get a rectangle of noise (arXiv 1708.04896)
     mixup: float | None = None  # alpha, the larger the nearer to even shares (arXiv 1710.09412); with cutmix either
     cutmix: float | None = None  # alpha (arXiv 1905.04899)
     label_smoothing: float | None = None  # share of the target that all classes have evenly
 
     def __post_init__(self) -> None:
+        how = self.interpolation
+        require(how in INTERPOLATIONS, "images.interpolation", how, " or ".join(INTERPOLATIONS))
         good = self.std is None or all(value > 0 for value in self.std)
         require(good, "images.std", list(self.std or ()), "three numbers above 0")
+        if self.rand_augment is not None:
+            RandAugment.parse(self.rand_augment)
         for name in ("mixup", "cutmix"):
             value = getattr(self, name)
             require(value is None or 0 <= value < math.inf, f"images.{name}", value, "a number of 0 or more, or null")

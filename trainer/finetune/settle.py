@@ -14,6 +14,7 @@ from trainer import recipes
 from trainer.config import RunConfig
 from trainer.data import tasks
 from trainer.data.order import largest_batch
+from trainer.data.rand_augment import RandAugment
 from trainer.data.tasks import Task
 from trainer.data.view_plan import ViewConfig
 from trainer.engine.layer_decay import layer_scales
@@ -57,8 +58,18 @@ class Settled:
         """What the encoder is shown."""
         images, origin = self.config.images, self.origin
         return ViewConfig(
-            augment=images.augment, size=origin.size, mean=images.mean or origin.mean, std=images.std or origin.std
+            augment=images.augment,
+            size=origin.size,
+            interpolation=images.interpolation,
+            mean=images.mean or origin.mean,
+            std=images.std or origin.std,
         )
+
+    @property
+    def rand_augment(self) -> RandAugment | None:
+        """What is done to the training views besides."""
+        text = self.config.images.rand_augment
+        return None if text is None else RandAugment.parse(text, self.views.mean)
 
 
 def settle(request: Request) -> Settled:

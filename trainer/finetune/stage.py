@@ -122,6 +122,7 @@ class Stage:
             workers=data.workers,
             cache_bytes=data.cache,
             with_labels=True,
+            rand_augment=self.shop.settled.rand_augment,
         )
 
     def _loop(self, loader: Loader, saved: Checkpoint | None) -> Loop:

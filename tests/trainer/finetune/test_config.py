@@ -35,6 +35,7 @@ def test_maes_recipe_is_its_table_9():
     config = resolve(merge(recipes.load("mae-imagenet", "finetune"), LEAST))
     images, optim = config.images, config.optim
     assert (images.mixup, images.cutmix, images.label_smoothing, images.random_erasing) == (0.8, 1.0, 0.1, 0.25)
+    assert images.rand_augment == "rand-m9-mstd0.5-inc1"
     assert (optim.name, optim.betas, optim.weight_decay, optim.layer_decay) == ("adamw", (0.9, 0.999), 0.05, 0.65)
     assert config.rates.of("full") == (5e-4 * 1024 / 256,)
     assert (config.run.batch_size, config.run.epochs, config.rates.warmup_epochs) == (1024, 100, 5)
@@ -57,6 +58,7 @@ def test_maes_recipe_is_its_table_9():
         ("adapters=two", "adapters is 'two'"),
         ("rates.warmup_epochs=-1", "rates.warmup_epochs"),
         ("images.mixup=-1", "images.mixup"),
+        ("images.rand_augment=rand-m9", "images.rand_augment is 'rand-m9'"),
         ("data.max_pixels=0", "data.max_pixels"),
         ("images.std=[0.2, 0, 0.2]", "images.std"),
         ("tuner.lora_dropout=1", "tuner.lora_dropout"),

@@ -267,6 +267,7 @@ def test_damaged_images_are_skipped_and_named(init, tmp_path):
 
 MAE = ["encoder.args={global_pool: token, drop_path_rate: 0.2}", "optim.layer_decay=0.65", "rates.warmup_epochs=0.2"]
 MAE += ["images.mixup=0.8", "images.cutmix=1", "images.label_smoothing=0.1", "images.random_erasing=0.25"]
+MAE += ["images.rand_augment=rand-m9-mstd0.5-inc1"]
 
 
 def test_maes_regularisers_and_pooling(init, colours, tmp_path):
@@ -281,6 +282,21 @@ def test_maes_regularisers_and_pooling(init, colours, tmp_path):
     lines = (out / rows(out)["full"]["folder"] / "01-colours" / "metrics.jsonl").read_text().splitlines()
     assert {"loss", "train_accuracy"} <= json.loads(lines[1]).keys()
     assert run(init, out, [colours], ("full", "last-blocks:1", "lora:2"), settings=MAE).state == "already finished"
+
+
+def test_training_views_alone_get_rand_augment(init, colours, tmp_path):
+    measured = []
+    for text in ("null", "rand-m9-inc1-p1", "rand-m9-inc1-p0"):
+        out = tmp_path / text
+        run(init, out, [colours], steps=1, at=(0,), settings=[f"images.rand_augment={text}"])
+        [metrics] = out.glob("*/01-colours/metrics.jsonl")
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        losses = [line["loss"] for line in lines if "loss" in line]
+        measured.append((results(out)["tuners"][0]["curve"][0]["new_accuracy"], losses))
+    off, on, never = measured
+    assert off == never
+    assert off[0] == on[0], "before the first step the same head sees the same test images"
+    assert off[1] != on[1]
 
 
 def test_runs_lists_comparisons(compared):

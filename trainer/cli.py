@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import click
 
 from manifests.errors import DiffmixError
 from trainer.bench import SECTIONS
+from trainer.engine.ending import explanation, is_one_of_several, is_told, leave
 from trainer.engine.signals import RESUMABLE
 from trainer.options import (
     COMPARE,
@@ -253,7 +255,14 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are no UTF-8
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except Exception:
+        if not is_one_of_several():
+            raise
+        traceback.print_exc()
+        code = 1
+    leave(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -269,8 +278,15 @@ def run(arguments: list[str]) -> int:
     except (DiffmixError, OSError) as error:  # an OSError: a path that the user gave and that the system refuses
         if "--debug" in arguments:
             raise
-        click.echo(f"error: {error}", err=True)
+        if not is_told(error):
+            click.echo(f"error: {error}", err=True)
         return getattr(error, "exit_code", 1)
+    except RuntimeError as error:
+        reason = explanation(error)
+        if reason is None or "--debug" in arguments:
+            raise
+        click.echo(f"error: {reason}", err=True)
+        return 1
 
 
 if __name__ == "__main__":

@@ -35,10 +35,10 @@ def pretrain(request: Request) -> Outcome:
 def train(request: Request) -> Outcome:
     """Run, or go on with, what was asked. Raises `DiffmixError`s; `CollapsedError` after writing results.json."""
     adopt_srun(os.environ)
-    settled = settle(request)
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    settled = together(lambda: settle(request))
     method = make_method(settled.config)  # refuses encoders and settings that cannot be before anything is made
     chosen = precision_of(settled.config, method)
-    processes = PartialState(cpu=not torch.cuda.is_available())
     run, main = settled.config.run, processes.is_main_process
     method.check_batch(micro_batch_size(run.batch_size, processes.num_processes, run.accumulation))
     folder = RunFolder(shared(request.out or _default_out(settled.config)))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 from trainer import parts
 from trainer.engine.loop import CollapsedError, Loop
 from trainer.engine.progress import ProgressLine
+from trainer.engine.recording import recording
 from trainer.engine.run_folder import CONFIG, ENVIRONMENT, RESULTS, Metrics, RunFolder, environment
 from trainer.engine.signals import StopRequest
 from trainer.export import save_encoder
@@ -97,27 +97,26 @@ class Run:
 
     def carry_out(self, stop: StopRequest) -> Outcome:
         """Train, evaluate, export; the run folder tells all of it."""
-        self._open_folder()
+        together(self._describe)
         began = time.time()
-        with self._metrics() as metrics:
+        after = self.start.saved.step if self.start.saved else -1
+        with recording(self.folder, self.accelerator, after_step=after, say=self.line.say) as metrics:
             loop = self._make_loop(metrics)
             try:
                 with self.loader:
                     done = loop.run(stop)
                 final = self._final() if done else {}
             except CollapsedError as error:
-                self._write(RESULTS, self._results("collapsed", loop) | {"reason": str(error)})
-                self.accelerator.wait_for_everyone()  # torchrun ends all once one has ended: not before this is told
+                results = self._results("collapsed", loop) | {"reason": str(error)}
+                together(lambda: self._write(results))  # torchrun ends all once one has ended: not before this is told
                 raise
             finally:
                 self.line.close()
         if not done:
             return self._outcome("stopped", {"step": loop.step})
         results = self._results("finished", loop) | final | {"wall_seconds": time.time() - began}
-        self._export()
-        self._write(RESULTS, results)
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        together(self._export)
+        together(lambda: self._write(results))
         self.accelerator.free_memory()
         return self._outcome("finished", results)
 
@@ -177,11 +176,6 @@ class Run:
                 f"{error} in the final evaluation; next: lower optim.lr, with another --out"
             ) from error
 
-    def _open_folder(self) -> None:
-        together(self._describe)
-        step = self.start.saved.step if self.start.saved else 0
-        self.accelerator.init_trackers("diffmix", init_kwargs={"tensorboard": {"purge_step": step + 1}})
-
     def _describe(self) -> None:
         if self.accelerator.is_main_process:
             self.folder.create()
@@ -189,14 +183,6 @@ class Run:
                 self.folder.write_text(CONFIG, self.config.to_yaml())
             self.folder.write_json(ENVIRONMENT, environment(sys.argv))
             self.line.say(f"{self.config.to_yaml().rstrip()}\nrun folder {self.folder.path}")
-
-    @contextlib.contextmanager
-    def _metrics(self) -> Iterator[Metrics | None]:
-        if not self.accelerator.is_main_process:
-            yield None
-            return
-        with self.folder.metrics(after_step=self.start.saved.step if self.start.saved else -1) as metrics:
-            yield metrics
 
     def _results(self, state: str, loop: Loop) -> dict[str, Any]:
         latest, config = loop.latest, self.config
@@ -228,6 +214,6 @@ class Run:
                 std=views.std,
             )
 
-    def _write(self, name: str, values: dict[str, Any]) -> None:
+    def _write(self, results: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            self.folder.write_json(name, values)
+            self.folder.write_json(RESULTS, results)

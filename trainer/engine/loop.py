@@ -1,7 +1,8 @@
-"""The training loop: steps, metrics, probes and checkpoints until the last step, a signal or a collapse."""
+"""The training loop: steps, metrics, probes and checkpoints until the last step, a signal, a collapse or a failure."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -19,6 +20,7 @@ from trainer.engine import checkpoint
 from trainer.engine.checkpoint import Checkpoint, cursor_at
 from trainer.engine.meter import Meter
 from trainer.engine.progress import ProgressLine, line_of
+from trainer.engine.recording import track
 from trainer.engine.run_folder import OFFENDERS, Metrics, RunFolder
 from trainer.engine.signals import StopRequest
 from trainer.engine.stepper import Stepper
@@ -36,6 +38,7 @@ class CollapsedError(DiffmixError):
     """Training diverged (NaN) or collapsed (all images look alike to the encoder)."""
 
     exit_code = 4
+    of_all = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,7 @@ class Loop:
     first: Values = field(default_factory=dict)  # what the probe saw before training
     latest: Values = field(default_factory=dict)  # the newest of every value that was logged
     _suspicions: int = 0
+    _failure: DiffmixError | None = None  # of this rank, until all ranks know at the next step or checkpoint
 
     def __post_init__(self) -> None:
         self.total_steps = self.stepper.schedule.total_steps
@@ -81,7 +85,8 @@ class Loop:
     def run(self, stop: StopRequest) -> bool:
         """Train to the last step; False if a signal stopped it before, with a checkpoint of where it was.
 
-        Raises `CollapsedError` on NaN or collapse; checkpoints written before stay.
+        Raises `CollapsedError` on NaN or collapse, and on all ranks alike the `DiffmixError` of one that cannot read an
+        image or write; checkpoints written before stay.
         """
         if self.step == 0:
             self._evaluate(np.empty(0, np.int64))
@@ -96,23 +101,52 @@ class Loop:
         return True
 
     def _steps(self) -> Iterator[list[Batch]]:
-        """The micro-batches of one step after the other."""
-        batches = iter(self.loader)
+        """The micro-batches of one step after the other; those of the step before stand in for what cannot be read.
+
+        A rank that fails must take part in that step's collectives, and the next one's where `Watch` looks late.
+        """
+        batches: list[Batch] = []
         while self.step < self.total_steps:
-            yield [next(batches) for _ in range(self.accumulation)]
+            if not batches:
+                batches = together(self._next)
+            elif self._failure is None:
+                with self._postponed():
+                    batches = self._next()
+            yield batches
+
+    def _next(self) -> list[Batch]:
+        return [next(self.loader) for _ in range(self.accumulation)]
+
+    @contextlib.contextmanager
+    def _postponed(self) -> Iterator[None]:
+        """A rank's `DiffmixError` waits until all ranks raise it: alone it would leave the others in a collective."""
+        try:
+            yield
+        except DiffmixError as error:
+            if world_size() == 1:
+                raise
+            self._failure = self._failure or error
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _one(self, batches: list[Batch], stop: StopRequest) -> bool:
         """One step; True if a rank was asked to stop."""
         items = _items(batches)
         loss, logs = self.stepper.gradients(batches, self.step)
-        stopping = self._heed(self._watch.look(self.step, items, loss, stop=bool(stop)))
+        failed = self._failure is not None
+        stopping = self._heed(self._watch.look(self.step, items, loss, stop=bool(stop), failed=failed))
         logs |= self.stepper.update(self.step)
         self.step += 1
         self.meter.count()
-        if self.step == 1 or self._is_due(self.pace.log):
-            self._log(loss, logs, items)
-        if stopping or self._is_due(self.pace.checkpoint) or self._is_due(self.pace.probe):
+        logging = self.step == 1 or self._is_due(self.pace.log)
+        looking = self._is_due(self.pace.checkpoint) or self._is_due(self.pace.probe)
+        if logging or looking or stopping:
             stopping |= self._heed(self._watch.drain())
+        if logging:
+            self._log(loss, logs, items)
+        if looking or stopping:
             self._check_weights(items)
         if self._is_due(self.pace.probe):
             self._evaluate(items)
@@ -124,8 +158,10 @@ class Loop:
         return self.step == self.total_steps or (every > 0 and self.step % every == 0)
 
     def _heed(self, verdicts: Sequence[Verdict]) -> bool:
-        """Whether a rank was asked to stop; raises if a loss was not finite."""
+        """Whether a rank was asked to stop; raises if one has failed or its loss was not finite."""
         for verdict in verdicts:
+            if verdict.failed:
+                together(self._raise_failure)
             if verdict.diverged:
                 reason = f"the loss of step {verdict.step + 1} is not finite"
                 self._give_up(reason, verdict.step + 1, verdict.items, _DIVERGED)
@@ -166,9 +202,12 @@ class Loop:
     def _give_up(self, reason: str, step: int, items: NDArray[np.int64], advice: str) -> NoReturn:
         epoch = max(0, step - 1) // self.stepper.schedule.steps_per_epoch
         keys = [key for of_rank in gather_objects(self.loader.keys(items, epoch)) for key in of_rank]
-        if self.metrics is not None:
-            self.folder.write_json(OFFENDERS, {"reason": reason, "step": step, "keys": keys})
+        together(lambda: self._tell_offenders({"reason": reason, "step": step, "keys": keys}))
         raise CollapsedError(f"{reason}; the batch's keys are in {self.folder.path / OFFENDERS}. Next: {advice}")
+
+    def _tell_offenders(self, facts: dict[str, object]) -> None:
+        if self.metrics is not None:
+            self.folder.write_json(OFFENDERS, facts)
 
     def _evaluate(self, items: NDArray[np.int64]) -> None:
         self.meter.pause()
@@ -185,11 +224,14 @@ class Loop:
     def _record(self, values: Values) -> None:
         values = {**values, "total_steps": self.total_steps}
         self.latest |= values
-        if self.metrics is not None:
+        if self.metrics is None:
+            return
+        with self._postponed():
             self.metrics.write(values)
-        self.stepper.accelerator.log(values, step=self.step)
+            track(self.stepper.accelerator, values, self.step)
 
     def _save(self) -> None:
+        self._raise_failure()
         if self.metrics is None:
             return
         self.meter.pause()

@@ -1,4 +1,4 @@
-"""Whether to go on: every step all ranks learn whether a loss was not finite or a signal came, at the same step."""
+"""Whether to go on: at the same step all ranks learn of a loss that is not finite, a signal, or a failure of any."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """On one step: `diverged` if a rank's loss was NaN or infinite, `stop` if a rank was asked to stop."""
+    """On one step, of any rank: `diverged` if its loss was NaN or infinite, `stop` if it was asked to, `failed`."""
 
     step: int
     items: NDArray[np.int64]  # of this rank
     diverged: bool
     stop: bool
+    failed: bool
 
 
 class Watch:
@@ -30,10 +31,12 @@ class Watch:
         self._lag = 1 if device.type == "cuda" else 0
         self._pending: deque[tuple[int, NDArray[np.int64], _Flags]] = deque()
 
-    def look(self, step: int, items: NDArray[np.int64], loss: Tensor, *, stop: bool) -> list[Verdict]:
-        """Hand in a step's loss; returns the verdicts that are known by now."""
-        asked = torch.tensor(float(stop), device=self._device)
-        flags = torch.stack([(~torch.isfinite(loss.detach())).float(), asked])
+    def look(
+        self, step: int, items: NDArray[np.int64], loss: Tensor, *, stop: bool, failed: bool = False
+    ) -> list[Verdict]:
+        """Hand in a step's loss and what this rank met; returns the verdicts that are known by now."""
+        own = torch.tensor([float(stop), float(failed)], device=self._device)
+        flags = torch.cat([(~torch.isfinite(loss.detach())).float().reshape(1), own])
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         self._pending.append((step, items, _Flags(flags)))
@@ -47,25 +50,24 @@ class Watch:
         found = []
         while len(self._pending) > left:
             step, items, flags = self._pending.popleft()
-            diverged, stop = flags.read()
-            found.append(Verdict(step=step, items=items, diverged=diverged, stop=stop))
+            diverged, stop, failed = flags.read()
+            found.append(Verdict(step=step, items=items, diverged=diverged, stop=stop, failed=failed))
         return found
 
 
 class _Flags:
-    """Two flags on their way from the device."""
+    """Flags on their way from the device."""
 
     def __init__(self, flags: Tensor) -> None:
         self._event = None
         if flags.device.type == "cuda":
-            self._host = torch.empty(2, pin_memory=True).copy_(flags, non_blocking=True)
+            self._host = torch.empty(len(flags), pin_memory=True).copy_(flags, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
         else:
             self._host = flags
 
-    def read(self) -> tuple[bool, bool]:
+    def read(self) -> list[bool]:
         if self._event is not None:
             self._event.synchronize()
-        first, second = self._host.tolist()
-        return bool(first), bool(second)
+        return [bool(flag) for flag in self._host.tolist()]

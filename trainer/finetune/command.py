@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 
 from manifests.errors import UsageError
+from manifests.storage import explained
 from trainer.data.order import micro_batch_size
 from trainer.engine.launch import adopt_srun, shared
 from trainer.engine.progress import ProgressLine
@@ -50,8 +51,8 @@ class Outcome:
 def finetune(request: Request) -> Outcome:
     """Run, or go on with, what was asked. Raises `DiffmixError`s."""
     adopt_srun(os.environ)
-    settled = settle(request)
     processes = PartialState(cpu=not torch.cuda.is_available())
+    settled = together(lambda: settle(request))
     run, main = settled.config.run, processes.is_main_process
     micro_batch_size(run.batch_size, processes.num_processes, run.accumulation)  # refuses before anything is made
     folder = RunFolder(shared(request.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-finetune"))
@@ -175,10 +176,13 @@ class _Comparison:
 
     def _report(self, rows: list[dict[str, Any]], tried: list[dict[str, Any]]) -> Outcome:
         found = results.collect(self.settled, self.shop.before, rows, tried)
-        if self.shop.is_main:
-            found["pictures"] = [str(path) for path in picture.draw(found, self.folder.path)]
-            self.folder.write_json(RESULTS, found)
+        together(lambda: self._write(found) if self.shop.is_main else None)
         return self._outcome(found["state"], found)
+
+    def _write(self, found: dict[str, Any]) -> None:
+        with explained("write", str(self.folder.path)):
+            found["pictures"] = [str(path) for path in picture.draw(found, self.folder.path)]
+        self.folder.write_json(RESULTS, found)
 
     def _outcome(self, state: str, found: dict[str, Any]) -> Outcome:
         return Outcome(state=state, folder=str(self.folder.path), results=found, is_main=self.shop.is_main)

@@ -101,7 +101,7 @@ class LegRun:
                 return False
             facts = self._finish(number, folder, trained)
         else:
-            self._load(self.tuner, self.heads[-1], folder.path, self._adapter(number))
+            together(lambda: self._load(self.tuner, self.heads[-1], folder.path, self._adapter(number)))
         self.matrix.append(facts["accuracies"])
         self.curve += [point | {"task": number} for point in facts["curve"]]
         self.seconds += facts["seconds"]

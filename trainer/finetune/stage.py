@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from manifests.storage import explained
 from trainer import parts
 from trainer.data import mixing
 from trainer.data.loader import Loader
@@ -20,7 +21,8 @@ from trainer.engine.checkpoint import Checkpoint
 from trainer.engine.launch import make_accelerator, shared
 from trainer.engine.loop import Loop, Pace, Values
 from trainer.engine.optim import OptimConfig, Schedule, make_optimiser
-from trainer.engine.run_folder import METRICS, RunFolder
+from trainer.engine.recording import recording
+from trainer.engine.run_folder import METRICS, Metrics, RunFolder
 from trainer.engine.signals import StopRequest
 from trainer.engine.stepper import Stepper
 from trainer.finetune.classifier import Classifier
@@ -50,29 +52,21 @@ class Stage:
     def train(self, stop: StopRequest) -> dict[str, Any] | None:
         """The curve and what the training took; None if a signal stopped it, with a checkpoint of where it was."""
         together(self.folder.create)
-        saved = self._saved()
-        self.accelerator.init_trackers(
-            "diffmix", init_kwargs={"tensorboard": {"purge_step": saved.step if saved else 0}}
-        )
-        with self._loader(saved) as loader:
-            loop = self._loop(loader, saved)
-            if not self._run(loop, stop, saved):
+        saved = together(self._saved)
+        after, say = saved.step if saved else -1, self.shop.line.say
+        with (
+            self._loader(saved) as loader,
+            recording(self.folder, self.accelerator, after_step=after, say=say) as metrics,
+        ):
+            loop = self._loop(loader, saved, metrics)
+            if not loop.run(stop):
                 return None
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
         self.accelerator.free_memory()
         return {
-            "curve": shared(self._curve() if self.shop.is_main else []),
+            "curve": shared(together(lambda: self._curve() if self.shop.is_main else [])),
             "seconds": loop.meter.seconds,
             "steps": loop.step,
         }
-
-    def _run(self, loop: Loop, stop: StopRequest, saved: Checkpoint | None) -> bool:
-        if not self.shop.is_main:
-            return loop.run(stop)
-        with self.folder.metrics(after_step=saved.step if saved else -1) as metrics:
-            loop.metrics = metrics
-            return loop.run(stop)
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -125,7 +119,7 @@ class Stage:
             rand_augment=self.shop.settled.rand_augment,
         )
 
-    def _loop(self, loader: Loader, saved: Checkpoint | None) -> Loop:
+    def _loop(self, loader: Loader, saved: Checkpoint | None, metrics: Metrics | None) -> Loop:
         config = self.config
         schedule = self._schedule()
         loop = Loop(
@@ -149,7 +143,7 @@ class Stage:
             accumulation=config.run.accumulation,
             fingerprint=loader.fingerprint,
             probe=lambda: self._probe(loop.step),
-            metrics=None,
+            metrics=metrics,
         )
         if saved is not None:
             loop.restore(saved)
@@ -170,7 +164,9 @@ class Stage:
     def _curve(self) -> list[dict[str, float | int]]:
         """What was measured, by iteration, as the main process wrote it down."""
         points: list[dict[str, float | int]] = []
-        for line in (self.folder.path / METRICS).read_text("utf-8").splitlines():
+        with explained("read", str(self.folder.path / METRICS)):
+            lines = (self.folder.path / METRICS).read_text("utf-8").splitlines()
+        for line in lines:
             values = json.loads(line)
             if "new_accuracy" in values:
                 points.append(

@@ -74,6 +74,7 @@ class BarlowTwins(Method):
     """One encoder and a wide projector."""
 
     Config: ClassVar[type] = BarlowTwinsConfig
+    least_images = 2
     backbone: nn.Module
 
     def __init__(self, make_encoder: MakeEncoder, config: BarlowTwinsConfig) -> None:

@@ -57,6 +57,7 @@ class Method(nn.Module, ABC):
 
     num_crops: int = 2  # full-size views of each image
     num_local_crops: int = 0
+    least_images: ClassVar[int] = 1  # of a micro-batch on each rank; 2: the loss or its BatchNorm compares images
 
     @abstractmethod
     def __init__(self, make_encoder: MakeEncoder, config: Any) -> None:
@@ -85,6 +86,11 @@ class Method(nn.Module, ABC):
 
     def check_batch(self, images: int) -> None:
         """Raises `UsageError` unless the method can train on micro-batches of so many images on each rank."""
+        if images < self.least_images:
+            raise UsageError(
+                f"{images} image, the micro-batch of a process, leaves this method nothing to compare: --batch-size "
+                f"must be at least {self.least_images} x processes x accumulation steps"
+            )
 
     def before_update(self, progress: Progress) -> None:
         """After the last backward pass, before clipping and the optimiser: the place to cancel gradients."""

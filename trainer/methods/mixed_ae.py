@@ -42,11 +42,6 @@ class MixedAEConfig(DecoderConfig):
     contrastive_temperature: float = 0.25
     segment_embedding: SegmentEmbedding = "input"  # added to the patches where they enter the encoder, or leave it
 
-    @property
-    def mask_ratio(self) -> float:
-        """Share of an image's patches that are hidden."""
-        return 1 - 1 / self.group_size
-
     def __post_init__(self) -> None:
         DecoderConfig.__post_init__(self)
         require(self.group_size > 0, "group_size", self.group_size, "1 or more")
@@ -105,6 +100,8 @@ class MixedAE(MAE):
     def __init__(self, make_encoder: MakeEncoder, config: MixedAEConfig) -> None:
         super().__init__(make_encoder, config)
         self._check_patches()
+        if config.mixing:
+            self._check_size()
         if config.mixing and config.homologous_attention:
             check_blocks(self.backbone)
         self.segments: nn.Parameter | None = None
@@ -120,9 +117,19 @@ class MixedAE(MAE):
         alone = self.config.contrastive_weight > 0 and count // size < 2
         require(not alone, "group_size", size, f"at most {count // 2}, so that each image has two patches to compare")
 
+    def _check_size(self) -> None:
+        """Mixtures are put together of whole patches; MAE cuts off what is left over at the borders."""
+        sides = self.backbone.patch_embed.img_size
+        if any(side % patch for side, patch in zip(sides, self.patch, strict=True)):
+            raise UsageError(
+                f"images of {' x '.join(map(str, sides))} px are no whole patches of {self.patch[0]} x {self.patch[1]} "
+                "px: choose another views.size or encoder.args.patch_size"
+            )
+
     @property
     def num_visible(self) -> int:
-        return self.num_patches // self.config.group_size if self.config.mixing else super().num_visible
+        share = self.num_patches // self.config.group_size
+        return share if self.config.mixing else min(share, self.num_patches - 1)
 
     def check_batch(self, images: int) -> None:
         size = self.config.group_size

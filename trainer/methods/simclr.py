@@ -74,6 +74,7 @@ class SimCLR(Method):
     """One encoder and a head of two layers."""
 
     Config: ClassVar[type] = SimCLRConfig
+    least_images = 2
     backbone: nn.Module
 
     def __init__(self, make_encoder: MakeEncoder, config: SimCLRConfig) -> None:

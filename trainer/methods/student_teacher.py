@@ -65,6 +65,7 @@ class StudentTeacher(Method):
 class PredictingStudent(StudentTeacher):
     """A student with a predictor on top, which says of each view what the teacher makes of the other one."""
 
+    least_images = 2
     predictor: nn.Module
 
     def predictions(self, crops: Tensor) -> Tensor:

@@ -85,6 +85,7 @@ class SwAV(Method):
     """An encoder, a head of two layers, the prototypes, and for each full crop a queue of embeddings, newest first."""
 
     Config: ClassVar[type] = SwAVConfig
+    least_images = 2
     backbone: nn.Module
     queue: Tensor | None
 
@@ -161,7 +162,7 @@ class SwAV(Method):
 
     def notes(self, progress: Progress) -> list[str]:
         config = self.config
-        notes = [*self._notes_of_phases(progress), *self._notes_of_queue(progress)]
+        notes = [*self._notes_of_phases(progress), *self._notes_of_queue(progress), *self._notes_of_filling(progress)]
         assigned = progress.batch_size + self._rows(progress)
         if progress.batch_size and config.prototypes > _CROWDED * assigned:
             notes.append(
@@ -189,6 +190,13 @@ class SwAV(Method):
         if rows == 0:
             return [f"no queue: its {asked} images are less than a batch of {progress.batch_size}"]
         return [f"queue of {asked} images shortened to {rows}, whole batches of {progress.batch_size}"]
+
+    def _notes_of_filling(self, progress: Progress) -> list[str]:
+        rows, start = self._rows(progress), _queue_start(self.config, progress)
+        filled = start + rows // max(progress.batch_size, 1)
+        if rows == 0 or filled < progress.total_steps:
+            return []
+        return [f"queue of {rows} images is full after {filled} steps at the earliest: this run never uses it"]
 
     def collapse(self, logs: dict[str, float], progress: Progress) -> str | None:
         """Also once every image is assigned to all prototypes alike, and so predicted: embeddings are the same.

@@ -18,7 +18,7 @@ def tiny_vit(**arguments):
     """Features [N, 32] of images of any multiple of 8 pixels."""
     arguments = {"drop_path_rate": 0.0} | arguments
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "dynamic_img_size": True}
-    return timm.create_model("vit_tiny_patch16_224", num_classes=0, **size, **arguments)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=0, **size | arguments)
 
 
 def small_method(name, seed=0, **settings):

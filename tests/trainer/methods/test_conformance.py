@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 import torch
 
+from manifests.errors import UsageError
 from tests.trainer.methods.small import MIDWAY, START, noise_views, plain_method, small_method, tiny_vit
 from trainer.choices import class_of
 from trainer.methods import METHODS
@@ -59,6 +60,18 @@ def test_loss_falls_when_trained_on_one_batch(name):
         _loss(method, views).loss.backward()
         optimiser.step()
     assert _loss(method, views).loss.item() < first
+
+
+def test_a_batch_of_one_image_is_refused_where_it_teaches_nothing(name):
+    method = small_method(name)
+    try:
+        method.check_batch(1)
+    except UsageError as error:
+        assert "1 image" in str(error) and "--batch-size" in str(error)
+        method.check_batch(4)
+        return
+    _loss(method, noise_views(method, images=1)).loss.backward()
+    assert any(parameter.grad.any() for parameter in method.trained_encoder.parameters() if parameter.grad is not None)
 
 
 def test_encoders_give_features(name):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from manifests.errors import UsageError
 from tests.trainer.methods.small import MIDWAY, noise_views, part, small_method, tiny_vit
 from tests.trainer.methods.test_mae import naive_loss
-from trainer.methods.mixed_ae import MixedAEConfig, homologous_contrast, mix, random_mixture
+from trainer.methods.mixed_ae import MixedAE, MixedAEConfig, homologous_contrast, mix, random_mixture
 from trainer.nn.masked_vit import patchify, unpatchify
 
 CPU = torch.device("cpu")
@@ -225,6 +225,25 @@ def test_pixels_outside_the_mixture_do_not_reach_the_encoder():
     other = unpatchify(torch.where(seen[..., None], pixels, pixels + 7), (4, 4), (8, 8))
     again = method._encode_mixed(other, mixture)
     assert torch.equal(again[0], prefix) and torch.equal(again[1], patches)
+
+
+def _vit(size, patch, **arguments):
+    fixed = {"img_size": size, "patch_size": patch, "dynamic_img_size": False}
+    return tiny_vit(**fixed, **arguments)
+
+
+def test_as_many_patches_are_seen_without_mixing_however_the_share_rounds():
+    config = MixedAEConfig(group_size=5, decoder_dim=32, decoder_depth=1, decoder_heads=2, mixing=False)
+    assert MixedAE(lambda: _vit(40, 8), config).num_visible == 5  # of 25; 25 * (1 - 0.8) is less than 5
+    assert _mixed(group_size=1, mixing=False).num_visible == 15
+
+
+def test_images_that_are_no_whole_patches_cannot_be_mixed():
+    config = {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
+    with pytest.raises(UsageError, match="images of 36 x 36 px are no whole patches of 8 x 8 px"):
+        MixedAE(lambda: _vit(36, 8), MixedAEConfig(**config))
+    method = MixedAE(lambda: _vit(36, 8), MixedAEConfig(**config, mixing=False))
+    assert method(noise_views(method, size=36), MIDWAY).loss.isfinite()
 
 
 @pytest.mark.parametrize("images", [1, 3, 6])

@@ -260,6 +260,8 @@ def test_collapse_is_an_assignment_to_all_alike(entropy, kl, step, told):
         ),
         ({"queue_length": 100}, 32, ["queue of 100 images shortened to 96, whole batches of 32"]),
         ({"queue_length": 100}, 128, ["no queue: its 100 images are less than a batch of 128"]),
+        ({"queue_length": 6400}, 64, ["queue of 6400 images is full after 100 steps"]),
+        ({"queue_length": 6336}, 64, []),
         ({"prototypes": 129}, 64, ["129 prototypes for 64 images (batch and queue)"]),
         ({"prototypes": 128}, 64, []),
         ({"prototypes": 129, "queue_length": 64}, 64, []),

@@ -25,6 +25,7 @@ from manifests.storage import explained
 from trainer import torchvision_export
 from trainer.nn.encoders import EncoderConfig, resolved_args
 from trainer.student import load_student, make_student_and_teacher
+from trainer.tuned import why_no_encoder
 
 _ROUNDING = 1e-4  # of the largest feature: torchvision's attention adds up in another order
 
@@ -82,7 +83,8 @@ def export_run(
     """
     source, target = Path(run_folder) / "encoder", Path(out)
     if not (source / WEIGHTS).is_file() or not (source / CONFIG).is_file():
-        raise UsageError(f"{run_folder} holds no exported encoder: let the run finish (`trainer runs` shows its state)")
+        unfinished = "holds no exported encoder: let the run finish (`trainer runs` shows its state)"
+        raise UsageError(f"{run_folder} {why_no_encoder(Path(run_folder)) or unfinished}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{out} exists already; choose a new --out, or remove it")
     if network == "teacher":

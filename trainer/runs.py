@@ -15,6 +15,7 @@ import yaml
 
 from manifests.errors import UsageError
 from trainer.engine.run_folder import BUDGET, CONFIG, ENVIRONMENT, LOCK, METRICS, RESULTS
+from trainer.tuned import headline
 
 State = Literal["finished", "running", "stopped", "failed"]
 
@@ -25,16 +26,21 @@ _UNFINISHED = "unfinished"  # of a comparison that has written a table, but not 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """One run; None is what its files do not say. `knn` is a share in 0..1, `total` the steps asked for."""
+    """One run; None is what its files do not say. `knn` is a share in 0..1, `total` the steps asked for.
+
+    Of a finished fine-tuning `tuner` is the best one, and the numbers are its own, see `tuned.headline`.
+    """
 
     name: str
     path: str
     state: State
     method: str | None = None
     mix: str | None = None
+    tuner: str | None = None
     encoder: str | None = None
     step: int | None = None
     total: int | None = None
+    new_accuracy: float | None = None
     knn: float | None = None
     loss: float | None = None
     images_per_second: float | None = None
@@ -61,7 +67,8 @@ def list_runs(root: str | Path) -> list[RunSummary]:
 def summarise(folder: Path) -> RunSummary:
     """What one run folder's files say."""
     config, results, metrics = _read(folder / CONFIG), _read(folder / RESULTS), _last_values(folder / METRICS)
-    known = {**metrics, **{key: value for key, value in results.items() if value is not None}}
+    of_tuner = headline(results)
+    known = {**metrics, **{key: value for key, value in {**results, **of_tuner}.items() if value is not None}}
     return RunSummary(
         name=folder.name or str(folder.absolute().name),
         path=str(folder),
@@ -69,47 +76,61 @@ def summarise(folder: Path) -> RunSummary:
         method=_text(results.get("method") or _at(config, "method", "name")),
         mix=_text(results.get("mix") or _at(config, "mix", "policy")),
         encoder=_text(results.get("encoder") or _at(config, "encoder", "name")),
-        step=_whole(results.get("steps", metrics.get("step"))),
-        total=_whole(_at(config, "run", "max_steps") or results.get("total_steps") or metrics.get("total_steps")),
+        tuner=_text(of_tuner.get("tuner")),
+        step=_whole(of_tuner.get("steps", results.get("steps", metrics.get("step")))),
+        total=_total(config, results, metrics),
+        new_accuracy=_number(of_tuner.get("new_accuracy")),
         knn=_number(known.get("knn")),
         loss=_number(known.get("loss")),
         images_per_second=_number(known.get("images_per_second")),
     )
 
 
-_COLUMNS = ("name", "method", "mix", "encoder", "state", "step", "kNN", "loss", "images/s")
+def _total(config: Mapping[str, Any], results: Mapping[str, Any], metrics: Mapping[str, Any]) -> int | None:
+    steps = _whole(_at(config, "run", "max_steps") or results.get("total_steps") or metrics.get("total_steps"))
+    tasks = config.get("tasks")  # of a fine-tuning, each of which has so many
+    return steps * len(tasks) if steps and isinstance(tasks, list) else steps
+
+
+_TEXTS = ("name", "method", "mix", "tuner", "encoder", "state")  # columns that are no numbers
+_OF_TUNERS = ("tuner", "new task")  # columns that only a fine-tuning fills
 
 
 def runs_text(runs: Sequence[RunSummary]) -> str:
     """A table of aligned columns, one line a run; a dash is what is not known."""
     if not runs:
         return "no runs yet; `trainer pretrain` makes one"
-    table = [_COLUMNS, *(_cells(run) for run in runs)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(_COLUMNS))]
-    numbers = len(_COLUMNS) - 4
-    lines = []
-    for row in table:
-        cells = (
-            cell.ljust(width) if column < numbers else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _cells(run: RunSummary) -> tuple[str, ...]:
-    step = "-" if run.step is None else str(run.step) + (f"/{run.total}" if run.total else "")
-    return (
-        run.name,
-        run.method or "-",
-        run.mix or "-",
-        run.encoder or "-",
-        run.state,
-        step,
-        "-" if run.knn is None else f"{100 * run.knn:.1f}%",
-        "-" if run.loss is None else f"{run.loss:.4g}",
-        "-" if run.images_per_second is None else f"{run.images_per_second:.0f}",
+    cells = [_cells(run) for run in runs]
+    columns = [name for name in cells[0] if name not in _OF_TUNERS or any(row[name] != "-" for row in cells)]
+    table = [{name: name for name in columns}, *cells]
+    widths = {name: max(len(row[name]) for row in table) for name in columns}
+    return "\n".join(
+        "  ".join(
+            row[name].ljust(widths[name]) if name in _TEXTS else row[name].rjust(widths[name]) for name in columns
+        ).rstrip()
+        for row in table
     )
+
+
+def _cells(run: RunSummary) -> dict[str, str]:
+    """By column."""
+    return {
+        "name": run.name,
+        "method": run.method or "-",
+        "mix": run.mix or "-",
+        "tuner": run.tuner or "-",
+        "encoder": run.encoder or "-",
+        "state": run.state,
+        "step": "-" if run.step is None else str(run.step) + (f"/{run.total}" if run.total else ""),
+        "new task": _percent(run.new_accuracy),
+        "kNN": _percent(run.knn),
+        "loss": "-" if run.loss is None else f"{run.loss:.4g}",
+        "images/s": "-" if run.images_per_second is None else f"{run.images_per_second:.0f}",
+    }
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
 
 
 def _is_run(folder: Path) -> bool:

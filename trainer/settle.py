@@ -1,4 +1,4 @@
-"""From what was typed and the pair set to a run's settings: defaults < recipe < `--set` < flags."""
+"""From what was typed and the pair set to a run's settings: defaults < recipe < `--set` and flags, which must agree."""
 
 from __future__ import annotations
 
@@ -97,16 +97,21 @@ def _asked(request: Request, assigned: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def beneath(recipe: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The recipe, without what would win over, or does not fit, the settings above it."""
-    below = dict(for_encoder(recipe, asked))
+    """The recipe, without what does not fit, or would win over, the settings above it."""
+    return yielding(_for_encoder(recipe, asked), asked)
+
+
+def yielding(recipe: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe, without what would win over the settings above it, such as its steps over epochs that were typed."""
+    below = dict(recipe)
     for name, first, second in _REPLACE:
-        own, above = below.get(name), asked.get(name)
-        if isinstance(own, Mapping) and isinstance(above, Mapping) and first in above and second not in above:
+        own = below.get(name)
+        if isinstance(own, Mapping) and find(asked, f"{name}.{first}") and not find(asked, f"{name}.{second}"):
             below[name] = {key: value for key, value in own.items() if key != second}
     return below
 
 
-def for_encoder(recipe: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
+def _for_encoder(recipe: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
     """The recipe, without the arguments of its encoder where another one is asked for."""
     own, other = (layer.get("encoder") for layer in (recipe, asked))
     if not isinstance(own, Mapping) or not isinstance(other, Mapping) or other.get("name") in (None, own.get("name")):

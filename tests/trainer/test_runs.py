@@ -176,6 +176,47 @@ def test_the_table(tmp_path):
     )
 
 
+def tuned(tuner, new, kept, *iterations):
+    """A line of the table of a fine-tuning, and a row of its runs."""
+    source = (
+        {} if kept is None else {"source_accuracy_after": {"mean": kept}, "mean_accuracy": {"mean": (new + kept) / 2}}
+    )
+    curve = [{"task": task, "iteration": end} for task, last in enumerate(iterations) for end in (0, last)]
+    row = {"tuner": tuner, "state": "finished", "curve": curve}
+    return {"tuner": tuner, "new_accuracy": {"mean": new}, **source}, row
+
+
+@pytest.mark.parametrize(
+    ("lines", "tuner", "new", "knn", "step"),
+    [
+        ([tuned("full", 0.9, 0.2, 50), tuned("lora:8", 0.8, 0.7, 50)], "lora:8", 0.8, 0.7, 50),
+        ([tuned("full", 0.9, None, 50, 40), tuned("linear", 0.5, None, 50, 40)], "full", 0.9, None, 90),
+        ([], None, None, None, None),
+    ],
+)
+def test_a_fine_tuning_shows_its_best_tuner(tmp_path, lines, tuner, new, knn, step):
+    tasks = ["a", "b"]
+    config = f"peft: [full]\ntasks: [{', '.join(tasks)}]\nrun: {{max_steps: 50}}\n"
+    found = {"method": "finetune", "encoder": "vit", "state": "finished"}
+    results = {**found, "summary": [group for group, _ in lines], "tuners": [row for _, row in lines]}
+    make_run(tmp_path / "tuned", config, None, results)
+    run = only(tmp_path)
+    assert (run.tuner, run.new_accuracy, run.knn, run.step, run.total) == (tuner, new, knn, step, 100)
+
+
+def test_the_table_has_columns_of_tuners_where_there_are_some(tmp_path):
+    make_run(tmp_path / "first", results=RESULTS)
+    group, row = tuned("lora:8", 0.8, 0.7, 50)
+    config = "peft: [full]\ntasks: [a]\nrun: {max_steps: 50}\n"
+    results = {"method": "finetune", "encoder": "vit", "state": "finished", "summary": [group], "tuners": [row]}
+    make_run(tmp_path / "tuned", config, None, results)
+    assert runs_text(list_runs(tmp_path)) == (
+        "name   method    mix   tuner   encoder   state        step  new task    kNN  loss  images/s\n"
+        "first  dino      real  -       resnet18  finished  500/500         -  97.0%  1.25       812\n"
+        "tuned  finetune  -     lora:8  vit       finished    50/50     80.0%  70.0%     -         -"
+    )
+
+
 def test_no_runs_and_no_folder(tmp_path):
     assert "trainer pretrain" in runs_text(list_runs(tmp_path))
     with pytest.raises(UsageError, match="there is no folder"):

@@ -55,8 +55,8 @@ def _end(axes: Axes, group: Mapping[str, Any], style: Mapping[str, Any]) -> None
     axes.errorbar(
         100 * kept["mean"],
         100 * gained["mean"],
-        xerr=_half(kept),
-        yerr=_half(gained),
+        xerr=_bars(kept),
+        yerr=_bars(gained),
         capsize=2,
         linestyle="none",
         markersize=7,
@@ -65,8 +65,12 @@ def _end(axes: Axes, group: Mapping[str, Any], style: Mapping[str, Any]) -> None
     )
 
 
-def _half(spread: Mapping[str, Any]) -> float | None:
-    return None if spread["std"] is None else 100 * spread["std"]
+def _bars(spread: Mapping[str, Any]) -> list[list[float]] | None:
+    """One standard deviation down and up, within 0 to 100 %, as matplotlib takes them."""
+    if spread["std"] is None:
+        return None
+    mean, std = 100 * spread["mean"], 100 * spread["std"]
+    return [[min(std, mean)], [min(std, 100 - mean)]]
 
 
 def _label_ends(axes: Axes, before: float, tasks: str) -> None:

@@ -92,7 +92,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | list[float] | None]:
-    """Of few seeds: Student's interval of the mean; None for one seed, of which nothing is known."""
+    """Of few seeds: Student's interval of the mean, within 0..1; None for one seed, of which nothing is known."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return {"mean": mean, "std": None, "interval": None}
@@ -100,7 +100,7 @@ def _spread(values: Sequence[float]) -> dict[str, float | list[float] | None]:
 
     std = statistics.stdev(values)
     half = float(t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)) * std / math.sqrt(len(values))
-    return {"mean": mean, "std": std, "interval": [mean - half, mean + half]}
+    return {"mean": mean, "std": std, "interval": [max(0.0, mean - half), min(1.0, mean + half)]}
 
 
 def chosen_rates(spec: TunerSpec, tried: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -160,6 +160,8 @@ def text(found: Mapping[str, Any]) -> str:
         if row["state"] == "diverged"
     ]
     lines += _footnotes(tasks, source)
+    if any(group["seeds"] > 1 for group in found["summary"]):
+        lines.append("± is the standard deviation over seeds; their 95 % intervals are in results.json")
     lines += _of_sequence(found)
     lines += [f"picture: {path}" for path in found.get("pictures", ())]
     return "\n".join(lines)
@@ -173,10 +175,11 @@ def _footnotes(tasks: Sequence[Mapping[str, Any]], source: Mapping[str, Any] | N
     lines = [f"new task: test accuracy on {names}, {test} images (one is {100 / test:.2g} points; chance {chance:.1%})"]
     if source is not None:
         probe = source.get("source_linear_accuracy")
+        linear = "" if probe is None else f"; a linear probe fitted before, {probe:.1%} then"
         lines += [
-            f"source: {source['queries']} images of {source['location']} seen by the adapted encoder, kNN "
-            f"{source['source_accuracy']:.1%} before, change in points"
-            + (f"; a linear probe fitted before, {probe:.1%} then" if probe is not None else ""),
+            f"source: {source['queries']} images seen by the adapted encoder, kNN {source['source_accuracy']:.1%} "
+            f"before, change in points{linear}",
+            f"  {source['location']}; {source['note']}",
             "mean: of new task and source kNN",
         ]
     return lines
@@ -193,7 +196,7 @@ def _history(found: Mapping[str, Any]) -> list[str]:
     lines += [
         f"encoder: {found['encoder']} of {found['init']}, {run.get('method')} with --mix {run.get('mix')}, "
         f"{run.get('steps')} steps",
-        f"  kNN {before}{final['knn']:.1%} (raw pixels {final['pixels_knn']:.1%})",
+        f"  its own kNN, of a tenth of the pairs: {before}{final['knn']:.1%} (raw pixels {final['pixels_knn']:.1%})",
     ]
     if "knn_shift-rotate" in final:
         moved, pixels = final["knn_shift-rotate"], final["pixels_knn_shift-rotate"]

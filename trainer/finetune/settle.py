@@ -13,16 +13,20 @@ from manifests.errors import UsageError
 from trainer import recipes
 from trainer.config import RunConfig
 from trainer.data import tasks
-from trainer.data.order import largest_batch
+from trainer.data.order import batches, largest_batch
 from trainer.data.rand_augment import RandAugment
 from trainer.data.tasks import Task
 from trainer.data.view_plan import ViewConfig
 from trainer.engine.layer_decay import layer_scales
-from trainer.finetune.config import SET_BY_RATES, EncoderChange, FinetuneConfig, resolve
+from trainer.finetune.config import EncoderChange, FinetuneConfig, resolve
 from trainer.finetune.origin import Origin, newest_run, open_origin
 from trainer.finetune.source import Source, default_source, open_source, was_trained_on_digits
+from trainer.finetune.unused import check_rates, of_the_source, unused
 from trainer.nn.encoders import EncoderConfig
-from trainer.settings import merge, parse_assignments, section
+from trainer.options import FINETUNE, flags_of
+from trainer.parts import total_steps
+from trainer.settings import find, merge, parse_assignments, section, typed
+from trainer.settle import yielding
 from trainer.tuners.base import make_tuner
 from trainer.tuners.spec import TunerSpec, parse
 
@@ -74,32 +78,36 @@ class Settled:
 
 def settle(request: Request) -> Settled:
     """Raises `UsageError` for settings that cannot work with this encoder and these images."""
-    asked = merge(parse_assignments(request.assignments), request.flags)
+    asked = typed(parse_assignments(request.assignments), request.flags, flags_of(FINETUNE))
     if "recipe" in asked:
         raise UsageError(f"--set recipe={asked['recipe']}: a recipe is chosen by --recipe")
     for text in asked.get("peft") or ():
         parse(str(text))  # a typing error is told before anything is read
-    _check_rates(asked.get("optim"))
+    check_rates(asked)
     origin = _origin(asked)
     typed_tasks = tuple(asked.get("tasks") or _default_tasks(origin))
     name, notes = _recipe(request, origin, typed_tasks)
     source = asked.get("source") or default_source(origin)
     found = {"init": origin.init, "tasks": typed_tasks, "source": source, "recipe": name}
-    config = resolve(merge(recipes.load(name, "finetune"), found, asked), f"recipe {name} with your settings")
+    recipe = yielding(recipes.load(name, "finetune"), asked)
+    config = resolve(merge(recipe, found, asked), f"recipe {name} with your settings")
     opened = tuple(tasks.open_task(tasks.parse(text), max_pixels=config.data.max_pixels) for text in config.tasks)
     config, more = _fit_batch(config, opened, given="batch_size" in (asked.get("run") or {}))
+    config, beyond = _fit_steps(config, opened, given=bool(find(asked, "evaluation.at")))
     origin = replace(origin, changes=config.encoder.args if config.encoder else {})
     encoder, note = origin.make()
     if config.optim.layer_decay is not None:
         layer_scales(encoder, config.optim.layer_decay)  # refuses an encoder that has no known layers
     config, unfit = _fit_tuners(encoder, config, given="peft" in asked)
+    source_images = open_source(config.source, origin, config.evaluation, max_pixels=config.data.max_pixels)
+    unread = [*unused(config, asked), *of_the_source(opened, config, source_images)]
     return Settled(
         config=config,
         origin=origin,
         encoder=encoder,
         tasks=_named_apart(opened),
-        source=open_source(config.source, origin, config.evaluation, max_pixels=config.data.max_pixels),
-        notes=(*notes, note, *unfit, *more, *_skipped(opened)),
+        source=source_images,
+        notes=(*notes, note, *unfit, *more, *beyond, *unread, *_skipped(opened)),
     )
 
 
@@ -129,23 +137,14 @@ def _recipe(request: Request, origin: Origin, typed_tasks: Sequence[str]) -> tup
     return name, [f"recipe {name} (by the task and the encoder's images; --recipe takes another)"]
 
 
-def _check_rates(optim: Any) -> None:
-    """Refuse settings of the optimiser that each leg replaces by its own."""
-    for name in SET_BY_RATES:
-        if isinstance(optim, Mapping) and name in optim:
-            key = "rates.warmup_steps" if "warmup" in name else "rates.learning_rates"
-            raise UsageError(
-                f"optim.{name} has no effect here: every tuner has rates of its own, by its name or for all others by "
-                f"default, such as --set {key}.default={'[1e-3]' if key.endswith('rates') else '50'}"
-            )
-
-
 def _fit_tuners(encoder: nn.Module, config: FinetuneConfig, *, given: bool) -> tuple[FinetuneConfig, list[str]]:
     """A tuner that does not fit the encoder is told before any is trained; one that nobody asked for is left out."""
-    fitting, notes = [], []
+    fitting: list[str] = []
+    texts: dict[tuple[str, int | None], str] = {}
+    notes: list[str] = []
     for text in config.peft:
         try:
-            make_tuner(copy.deepcopy(encoder), parse(text), config.tuner)
+            spec = make_tuner(copy.deepcopy(encoder), parse(text), config.tuner).spec
             fitting.append(text)
         except UsageError as error:
             prefix = f"--peft {text}: "
@@ -153,6 +152,10 @@ def _fit_tuners(encoder: nn.Module, config: FinetuneConfig, *, given: bool) -> t
             if given:
                 raise UsageError(told) from error
             notes.append(f"left out: {told}")
+            continue
+        same = texts.setdefault((spec.name, spec.size), text)
+        if same != text:
+            raise UsageError(f"--peft {same} and --peft {text} are the same tuner of this encoder: give one of them")
     return replace(config, peft=tuple(fitting)), notes
 
 
@@ -171,6 +174,21 @@ def _fit_batch(config: FinetuneConfig, opened: Sequence[Task], *, given: bool) -
     run: RunConfig = replace(config.run, batch_size=lowered)
     note = f"batch size {batch} of the recipe lowered to {lowered}: the smallest task has {smallest} training images"
     return replace(config, run=run), [note]
+
+
+def _fit_steps(config: FinetuneConfig, opened: Sequence[Task], *, given: bool) -> tuple[FinetuneConfig, list[str]]:
+    """Steps to measure at that no task comes to."""
+    batch = config.run.batch_size
+    last = max(total_steps(config.run, batches(len(task.train), batch)) for task in opened)
+    beyond = ", ".join(str(step) for step in config.evaluation.at if step > last)
+    if not beyond:
+        return config, []
+    told = f"a task is trained for {last} steps, the last of which is always measured"
+    if given:
+        raise UsageError(f"--eval-at {beyond}: {told}; give steps up to {last}, or a larger --max-steps")
+    at = tuple(step for step in config.evaluation.at if step <= last)
+    note = f"not measured at {beyond}, as the recipe has it: {told}"
+    return replace(config, evaluation=replace(config.evaluation, at=at)), [note]
 
 
 def _named_apart(opened: Sequence[Task]) -> tuple[Task, ...]:

@@ -73,7 +73,7 @@ def open_source(text: str, origin: Origin, config: RetentionConfig, *, max_pixel
         location=text,
         bank=_part(task.train, config.bank),
         queries=_part(task.test, config.queries),
-        note=f"bank {task.location}, its training part; queries its test part",
+        note="bank: the training part; queries: the test part",
     )
 
 

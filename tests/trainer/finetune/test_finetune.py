@@ -1,6 +1,7 @@
 """Whole comparisons in small: what is measured, what is kept, what is refused."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from manifests.errors import UsageError
 from tests.trainer.finetune.small import results, run, write_task
+from trainer.export import export_run
 from trainer.finetune.command import describe
 from trainer.finetune.origin import open_origin
 from trainer.tuners.base import TunerConfig, make_tuner
@@ -108,6 +110,18 @@ def test_the_adapted_encoder_is_a_plain_timm_model(compared, tuner):
     out, _ = compared
     plain = timm.create_model(f"local-dir:{out / rows(out)[tuner]['folder']}/encoder", pretrained=True).eval()
     assert len(plain.blocks) == (3 if tuner == "block-expansion:1" else 2)
+
+
+def test_what_has_no_encoder_says_where_there_is_one(compared, init, tmp_path):
+    out, _ = compared
+    said = f"linear, which leaves the encoder as it was: it is that of {init}: `trainer export {init}`"
+    with pytest.raises(UsageError, match=re.escape(said)):
+        export_run(out / rows(out)["linear"]["folder"], tmp_path / "out", "timm")
+    with pytest.raises(
+        UsageError, match=r"is a comparison of tuners: .* such as `trainer export .*/block-expansion-1-lr"
+    ):
+        export_run(out, tmp_path / "out", "timm")
+    export_run(out / rows(out)["full"]["folder"], tmp_path / "out", "timm")
 
 
 def test_the_picture_is_drawn(compared):
@@ -304,6 +318,8 @@ def test_runs_lists_comparisons(compared):
 
     out, _ = compared
     [found] = list_runs(out)
-    assert (found.state, found.method) == ("finished", "finetune")
-    assert "finetune" in runs_text([found])
+    assert (found.state, found.method, found.step, found.total) == ("finished", "finetune", 12, 12)
+    best = max(results(out)["tuners"], key=lambda row: row["mean_accuracy"])
+    assert (found.new_accuracy, found.knn) == (best["new_accuracy"], best["source_accuracy_after"])
+    assert f"finetune  -    {found.tuner}" in runs_text([found])
     assert json.loads((out / "environment.json").read_text())["libraries"]["torch"]

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from trainer.finetune import results
+from trainer.finetune import picture, results
 from trainer.tuners.spec import parse
 
 
@@ -26,13 +26,26 @@ def row(tuner="full", rate=0.1, seed=0, new=0.8, kept=0.6, validation=0.7, state
 
 
 def test_summary_of_three_seeds_by_hand():
-    [group] = results.summarise([row(seed=seed, new=new) for seed, new in enumerate((0.7, 0.8, 0.9))])
+    [group] = results.summarise([row(seed=seed, new=new) for seed, new in enumerate((0.6, 0.7, 0.8))])
     assert (group["tuner"], group["learning_rate"], group["seeds"]) == ("full", 0.1, 3)
-    assert group["new_accuracy"]["mean"] == pytest.approx(0.8)
+    assert group["new_accuracy"]["mean"] == pytest.approx(0.7)
     assert group["new_accuracy"]["std"] == pytest.approx(0.1)
     half = 4.302652729911275 * 0.1 / math.sqrt(3)  # the 97.5 % point of Student's t with 2 degrees of freedom
-    assert group["new_accuracy"]["interval"] == pytest.approx([0.8 - half, 0.8 + half])
+    assert group["new_accuracy"]["interval"] == pytest.approx([0.7 - half, 0.7 + half])
     assert group["source_accuracy_after"]["std"] == pytest.approx(0)
+
+
+def test_intervals_stay_within_what_accuracies_can_be():
+    [group] = results.summarise([row(seed=0, new=0.9, kept=0.0), row(seed=1, new=1.0, kept=0.1)])
+    half = 12.706204736432095 * 0.1 / 2  # the 97.5 % point of Student's t with 1 degree of freedom, std 0.1 / sqrt(2)
+    assert group["new_accuracy"]["interval"] == pytest.approx([0.95 - half, 1])
+    assert group["source_accuracy_after"]["interval"] == pytest.approx([0, 0.05 + half])
+
+
+def test_bars_of_the_picture_end_at_0_and_100():
+    assert picture._bars({"mean": 0.95, "std": 0.1}) == [[pytest.approx(10)], [pytest.approx(5)]]
+    assert picture._bars({"mean": 0.04, "std": 0.1}) == [[pytest.approx(4)], [pytest.approx(10)]]
+    assert picture._bars({"mean": 0.5, "std": None}) is None
 
 
 def test_one_seed_has_no_spread_and_diverged_legs_no_row():
@@ -65,7 +78,7 @@ def found(rows, **more):
         "init": "runs/a",
         "tuners": rows,
         "summary": results.summarise(rows),
-        "source": {"location": "data/pairs", "queries": 100, "source_accuracy": 0.9},
+        "source": {"location": "data/pairs", "queries": 100, "source_accuracy": 0.9, "note": "queries: some images"},
         "tasks": [{"name": "photos", "test": 50, "classes": ["a", "b", "c", "d"]}],
         "pretraining": {},
         **more,
@@ -95,5 +108,6 @@ def test_the_way_of_the_encoder_is_told_beside_raw_pixels():
     final = {"knn": 0.95, "pixels_knn": 0.97, "knn_shift-rotate": 0.8, "pixels_knn_shift-rotate": 0.7}
     run = {"method": "simclr", "mix": "diffmix", "steps": 5, "knn_before": 0.4, "final": final}
     text = results.text(found([row()], pretraining=run))
-    assert "kNN 40.0% -> 95.0% (raw pixels 97.0%)" in text
+    assert "its own kNN, of a tenth of the pairs: 40.0% -> 95.0% (raw pixels 97.0%)" in text
+    assert "source: 100 images seen" in text and "data/pairs; queries: some images" in text
     assert "under shift and rotation 80.0% (raw pixels 70.0%)" in text

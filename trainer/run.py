@@ -134,7 +134,8 @@ class Run:
         say(f"{total} steps of {schedule.batch_size} images, {per_epoch} an epoch")
         asked, steps = schedule.asked_warmup_steps, schedule.warmup_steps
         if steps < asked:
-            say(f"warm-up of {asked} steps shortened to a tenth of the run, {steps} steps")
+            share = f"{schedule.config.warmup_share:.3g} of the run (optim.warmup_share)"
+            say(f"warm-up of {asked} steps shortened to {share}, {steps} steps")
         start = Progress(step=0, total_steps=total, steps_per_epoch=per_epoch, batch_size=schedule.batch_size)
         for note in self.method.notes(start):
             say(note)

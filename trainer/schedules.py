@@ -23,6 +23,6 @@ def cosine(step: int, total: int, start: float, end: float, warmup: int = 0, war
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
 
-def shortened(warmup_steps: int, total_steps: int) -> int:
-    """A warm-up or freeze of `warmup_steps`, at most a tenth of the run: a short run should not be all warm-up."""
-    return min(warmup_steps, total_steps // 10)
+def shortened(warmup_steps: int, total_steps: int, share: float = 0.1) -> int:
+    """A warm-up or freeze of `warmup_steps`, at most a share of the run: a short run should not be all warm-up."""
+    return min(warmup_steps, math.floor(total_steps * share + 1e-6))  # 30 epochs of 200 are .15, to all but rounding

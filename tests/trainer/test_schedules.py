@@ -32,6 +32,17 @@ def test_warmups_take_at_most_a_tenth(asked, total, given_):
     assert shortened(asked, total) == given_
 
 
+@given(total=st.integers(0, 10**7))
+def test_a_tenth_is_rounded_down(total):
+    assert shortened(total, total) == total // 10
+
+
+@pytest.mark.parametrize(("asked", "epochs", "share"), [(40, 300, 40 / 300), (30, 200, 0.15), (40, 300, 0.1334)])
+@pytest.mark.parametrize("steps", [1, 97, 312, 1251])
+def test_a_larger_share_leaves_the_published_warmups_whole(asked, epochs, share, steps):
+    assert shortened(asked * steps, epochs * steps, share) == asked * steps
+
+
 @given(
     total=st.integers(1, 1000),
     warmup=st.integers(0, 200),

@@ -31,6 +31,7 @@ class OptimConfig:
     warmup_epochs: float = 10  # linear from warmup_lr
     warmup_lr: float = 0.0  # not scaled by the batch, at most lr; bias_lr begins in proportion
     warmup_steps: int | None = None  # wins over warmup_epochs
+    warmup_share: float = 0.1  # of the run, which warm-up takes at most
     weight_decay: float = 0.0
     exempt_biases: bool = True  # biases and normalisation have no weight decay and, with lars, no trust ratio
     final_weight_decay: float | None = None  # cosine from weight_decay; None: constant
@@ -51,6 +52,7 @@ class OptimConfig:
             self._require(
                 value is None or (math.isfinite(value) and value >= 0), name, "a number of 0 or more, or null"
             )
+        self._require(0 <= self.warmup_share <= 1, "warmup_share", "a number from 0 to 1")
         for name in ("clip", "reference_batch"):
             value = getattr(self, name)
             self._require(value is None or value > 0, name, "a number above 0, or null")
@@ -114,8 +116,8 @@ class Schedule:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of linear warm-up, at most a tenth of the run."""
-        return shortened(self.asked_warmup_steps, self.total_steps)
+        """Steps of linear warm-up, at most `warmup_share` of the run."""
+        return shortened(self.asked_warmup_steps, self.total_steps, self.config.warmup_share)
 
     @property
     def asked_warmup_steps(self) -> int:

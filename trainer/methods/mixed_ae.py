@@ -119,7 +119,8 @@ class MixedAE(MAE):
 
     def _check_size(self) -> None:
         """Mixtures are put together of whole patches; MAE cuts off what is left over at the borders."""
-        sides = self.backbone.patch_embed.img_size
+        vit: Any = self.backbone
+        sides: tuple[int, int] = vit.patch_embed.img_size
         if any(side % patch for side, patch in zip(sides, self.patch, strict=True)):
             raise UsageError(
                 f"images of {' x '.join(map(str, sides))} px are no whole patches of {self.patch[0]} x {self.patch[1]} "

@@ -197,6 +197,12 @@ def test_warmup_takes_at_most_a_tenth():
     assert plan.lr(10) == 1.0
 
 
+def test_warmup_takes_as_much_as_it_may():
+    plan = schedule(total=300, per_epoch=1, lr=1.0, warmup_epochs=40, warmup_share=0.15)
+    assert plan.warmup_steps == 40
+    assert schedule(total=30, per_epoch=1, lr=1.0, warmup_epochs=40, warmup_share=0.15).warmup_steps == 4
+
+
 def test_warmup_in_steps_wins_over_epochs():
     plan = schedule(total=100, per_epoch=10, lr=1.0, warmup_epochs=5, warmup_steps=4)
     assert plan.warmup_steps == 4
@@ -276,6 +282,7 @@ def test_nothing_is_clipped_where_nothing_was_asked():
         ("final_weight_decay", math.nan),
         ("warmup_epochs", -1.0),
         ("warmup_lr", -0.1),
+        ("warmup_share", 1.1),
         ("clip", 0.0),
         ("reference_batch", 0),
         ("momentum", 1.0),

@@ -73,6 +73,10 @@ _BYOL = Augmentation(
     grayscale=0.2,
     blur=1.0,
 )
+_WHOLE = (23, 23)  # pixels that hold every sigma: codes that blur by PIL cut nothing off, whatever the view's side
+_SYMMETRIC = replace(_SIMCLR, blur_kernel=_WHOLE)
+_WEAK = replace(_SIMCLR, scale=(0.2, 1.0), jitter=0.4, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+_DINO = replace(_BYOL, blur_kernel=_WHOLE)
 _ASYMMETRIC = replace(_BYOL, blur=0.0)
 _WEAK_ASYMMETRIC = replace(_ASYMMETRIC, scale=(0.2, 1.0), jitter=0.4)
 _DIFFMIX = replace(_BYOL, square=True, blur=0.0)
@@ -82,7 +86,15 @@ _DIGITS = Augmentation(scale=(0.5, 1.0), jitter=0.8, brightness=0.4, contrast=0.
 AUGMENTATIONS: dict[str, AugmentationSet] = {
     "none": AugmentationSet(views=(PLAIN,), source="short side resized, centre cut, nothing else"),
     "weak": AugmentationSet(
-        views=(replace(_SIMCLR, scale=(0.2, 1.0), jitter=0.4, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),),
+        views=(_WEAK,),
+        source="AdaInf (arXiv 2403.12448), symmetric, but for small images with SimCLR's narrower kernel of the blur",
+    ),
+    "symmetric": AugmentationSet(
+        views=(_SYMMETRIC,),
+        source="solo-learn, CIFAR-10, SimCLR and SwAV: SimCLR's, blurred as by PIL; the default of AdaInf's comparison",
+    ),
+    "symmetric-weak": AugmentationSet(
+        views=(replace(_WEAK, blur_kernel=_WHOLE),),
         source="AdaInf (arXiv 2403.12448), symmetric, its released yaml; made for training on inflated data",
     ),
     "weak-asymmetric": AugmentationSet(
@@ -119,13 +131,13 @@ AUGMENTATIONS: dict[str, AugmentationSet] = {
         source="solo-learn, CIFAR-10, Barlow Twins and BYOL: asymmetric, no blur; the default of AdaInf's comparison",
     ),
     "dino": AugmentationSet(
-        views=(replace(_BYOL, scale=(0.4, 1.0)), replace(_BYOL, scale=(0.4, 1.0), blur=0.1, solarize=0.2)),
-        local=replace(_BYOL, scale=LOCAL_SCALE, blur=0.5),
+        views=(replace(_DINO, scale=(0.4, 1.0)), replace(_DINO, scale=(0.4, 1.0), blur=0.1, solarize=0.2)),
+        local=replace(_DINO, scale=LOCAL_SCALE, blur=0.5),
         source="DINO (arXiv 2104.14294), released defaults",
     ),
     "swav": AugmentationSet(
-        views=(replace(_SIMCLR, scale=(0.14, 1.0)),),
-        local=replace(_SIMCLR, scale=(0.05, 0.14)),
+        views=(replace(_SYMMETRIC, scale=(0.14, 1.0)),),
+        local=replace(_SYMMETRIC, scale=(0.05, 0.14)),
         source="SwAV (arXiv 2006.09882), released multi-crop; it normalises red by a deviation of .228, we by .229",
     ),
     "mae": AugmentationSet(

@@ -4,14 +4,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image, ImageFilter
 
 from trainer.data import colours, crops, hashing
+from trainer.data.augment import augment
 from trainer.data.augmentations import AUGMENTATIONS, LOCAL_SCALE, PLAIN, Augmentation, AugmentationSet
 
 STRENGTHS = {
     # name: scale, jitter, (brightness, contrast, saturation, hue), grayscale, blur and solarise of each view
     "weak": ((0.2, 1.0), 0.4, (0.4, 0.4, 0.4, 0.1), 0.2, [(0.5, 0)]),
     "weak-asymmetric": ((0.2, 1.0), 0.4, (0.4, 0.4, 0.2, 0.1), 0.2, [(0, 0), (0, 0.2)]),
+    "symmetric": ((0.08, 1.0), 0.8, (0.8, 0.8, 0.8, 0.2), 0.2, [(0.5, 0)]),
+    "symmetric-weak": ((0.2, 1.0), 0.4, (0.4, 0.4, 0.4, 0.1), 0.2, [(0.5, 0)]),
     "simclr": ((0.08, 1.0), 0.8, (0.8, 0.8, 0.8, 0.2), 0.2, [(0.5, 0)]),
     "simclr-cifar": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.4, 0.1), 0.2, [(0, 0)]),
     "barlow-twins": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, [(1, 0), (0.1, 0.2)]),
@@ -43,6 +48,32 @@ def test_local_crops_of_dino():
 def test_local_crops_of_swav_are_its_full_ones_but_smaller():
     chosen = AUGMENTATIONS["swav"]
     assert chosen.local == replace(chosen.views[0], scale=(0.05, 0.14))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("symmetric", 32), ("symmetric-weak", 32), ("dino", 32), ("dino", 16), ("dino", 96), ("swav", 96)],
+)
+def test_blurs_of_codes_that_use_pil_are_as_wide_as_theirs(name: str, size: int):
+    chosen = AUGMENTATIONS[name]
+    view = replace(chosen.local or chosen.views[0], blur=1.0, blur_sigma=(2.0, 2.0))
+    drawn = replace(view, jitter=0.0, grayscale=0.0)
+    dot = np.zeros((1, size, size, 3), np.uint8)
+    dot[0, size // 2, size // 2] = 255
+    blurred = augment(
+        torch.from_numpy(dot), colours.draw(np.zeros((1, colours.DRAWS)), drawn, size), (0,) * 3, (1,) * 3
+    )
+    ours = blurred[0, 0].numpy()
+    theirs = np.asarray(Image.fromarray(dot[0]).filter(ImageFilter.GaussianBlur(2.0)))[..., 0] / 255
+    assert spread(ours) == pytest.approx(2.0, rel=0.01)
+    assert np.abs(ours - theirs).max() < 0.005
+
+
+def spread(dot: np.ndarray) -> float:
+    """Standard deviation along x of what a dot became."""
+    weights = dot.sum(0) / dot.sum()
+    offsets = np.arange(len(weights)) - len(weights) // 2
+    return float(np.sqrt((weights * offsets**2).sum()))
 
 
 def test_only_diffmix_cuts_squares():

@@ -12,7 +12,14 @@ from trainer.engine.optim import make_optimiser
 from trainer.methods import METHODS
 from trainer.methods.base import Progress
 from trainer.nn.encoders import make_encoder
+from trainer.parts import make_schedule
 
+PICTURES = {"cifar10": 50_000, "imagenet": 1_281_167}  # of the sets that the recipes are for
+SOLO_LEARN = [f"{method}-cifar10" for method in ("barlow-twins", "byol", "moco-v3", "swav")]
+ADAINF = [
+    f"{method}-{arm}-cifar10" for method in ("simclr", "barlow-twins") for arm in ("adainf", "inflate", "real", "weak")
+]
+TORCHVISION = ["swav-imagenet", "swav-imagenet-256", "simclr-diffmix", *SOLO_LEARN, *ADAINF, "byol-adainf-cifar10"]
 SMALL = [name for name in recipes.names() if name.endswith(("digits", "cifar10"))]
 
 
@@ -53,6 +60,64 @@ def test_small_ones_take_a_step(name):
     optimiser.step()
     assert loss.isfinite()
     assert method.encoder(views.crops[0]).shape == (images, method.encoder.num_features)
+
+
+def loaded(name):
+    return resolve(recipes.load(name), name)
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if not name.endswith("digits")])
+def test_a_published_warmup_is_not_shortened(name):
+    config = loaded(name)
+    pictures = PICTURES["cifar10" if name.endswith("cifar10") else "imagenet"]
+    steps = pictures // config.run.batch_size
+    schedule = make_schedule(config, steps * (2 if config.mix.policy == "union" else 1))
+    assert schedule.warmup_steps == schedule.asked_warmup_steps
+    settings = config.method.settings
+    if config.method.name == "dino" and settings.teacher_temperature != settings.final_teacher_temperature:
+        assert settings.teacher_temperature_epochs <= config.run.epochs / 10
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_residual_branches_begin_as_those_of_torchvision(name):
+    """torchvision's ResNets begin with scales of 1 in the last BatchNorm of a block, timm's with 0."""
+    config = loaded(name)
+    block = make_encoder(config.encoder, config.views.size).layer1[0]
+    last = block.bn3 if hasattr(block, "bn3") else block.bn2
+    assert last.weight.eq(1).all()
+
+
+@pytest.mark.parametrize("name", ["moco-v3-imagenet", "mae-cifar10", "mixed-ae-cifar10"])
+def test_all_weights_decay_where_the_authors_exempt_none(name):
+    assert not loaded(name).optim.exempt_biases
+
+
+def test_views_are_encoded_one_after_the_other_as_in_the_references():
+    for name in ("barlow-twins-imagenet", "barlow-twins-cifar10", *ADAINF):
+        assert not loaded(name).method.settings.joint_batch
+
+
+def test_heads_of_solo_learn():
+    for name in ("barlow-twins-cifar10", *ADAINF[4:]):
+        assert loaded(name).method.settings.projector == (2048, 2048, 2048)
+    for name in ADAINF[:4]:
+        assert loaded(name).method.settings.head_norm == "none"
+
+
+def test_augmentations_of_solo_learn():
+    names = ("barlow-twins-cifar10", "swav-cifar10", "simclr-real-cifar10", "simclr-adainf-cifar10")
+    found = [loaded(name).views.augment for name in names]
+    assert found == ["barlow-twins-cifar", "symmetric", "symmetric", "symmetric-weak"]
+
+
+def test_dino_of_small_pictures_is_that_of_its_reference():
+    config = loaded("dino-cifar10")
+    encoder = make_encoder(config.encoder, 32)
+    assert sum(weights.numel() for weights in encoder.parameters()) == pytest.approx(2.7e6, rel=0.01)
+    schedule = make_schedule(config, 50_000 // 512)
+    assert schedule.lr(schedule.warmup_steps) == pytest.approx(1e-4)
+    assert schedule.warmup_steps == 30 * (50_000 // 512)
+    assert config.method.settings.drop_path == 0.1
 
 
 @pytest.mark.parametrize("typed", ["simclr-cifar", "dino-digit", "barlow-imagenet"])

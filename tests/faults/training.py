@@ -3,11 +3,12 @@
 import os
 import signal
 import socket
+import sys
 
 from tests.faults.conftest import Command
 
 
-def _child(given, environment, log):
+def _child(given, environment, log, prepare):
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -15,17 +16,20 @@ def _child(given, environment, log):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
-    from trainer.cli import run
+    from trainer import cli
 
-    os._exit(run(given))
+    if prepare is not None:
+        prepare()
+    sys.argv = ["trainer", *given]
+    cli.main()
 
 
 class Training(Command):
-    """One running `trainer` command."""
+    """One running `trainer` command; `prepare` is called in its process before it."""
 
-    def __init__(self, context, given, environment, log):
+    def __init__(self, context, given, environment, log, prepare=None):
         self.log = log
-        self.process = context.Process(target=_child, args=(given, environment, str(log)))
+        self.process = context.Process(target=_child, args=(given, environment, str(log), prepare))
         self.process.start()
 
 

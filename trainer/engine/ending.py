@@ -18,7 +18,7 @@ def is_one_of_several() -> bool:
 
 def is_told(error: Exception) -> bool:
     """Whether another process prints this error, which all of them raise."""
-    return getattr(error, "of_all", False) and os.environ.get("RANK", "0") != "0"
+    return is_one_of_several() and getattr(error, "of_all", False) and os.environ.get("RANK", "0") != "0"
 
 
 def explanation(error: RuntimeError) -> str | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
 
-from manifests.errors import DiffmixError
+from manifests.storage import explained
 from trainer.engine.run_folder import Metrics, RunFolder
 from trainer.nn.collectives import together
+
+_PROJECT = "diffmix"  # of the trackers; TensorBoard's folder has its name
 
 
 @contextlib.contextmanager
@@ -34,31 +36,44 @@ def _open(
     say: Callable[[str], None],
 ) -> Metrics | None:
     metrics = stack.enter_context(folder.metrics(after_step)) if accelerator.is_main_process else None
-    with _explained("start"):
-        accelerator.init_trackers("diffmix", init_kwargs={"tensorboard": {"purge_step": after_step + 1}})
-    for tracker in accelerator.trackers:
-        stack.callback(_finish, tracker, say)
+    stack.enter_context(_quiet_threads())
+    stack.callback(_finish, accelerator, say)
+    with explained("start", _named(accelerator), (Exception,)):  # each tracker has errors of its own
+        accelerator.init_trackers(_PROJECT, init_kwargs={"tensorboard": {"purge_step": after_step + 1}})
     return metrics
 
 
 def track(accelerator: Accelerator, values: Mapping[str, float | int], step: int) -> None:
     """Tell the trackers of a step; raises `DiffmixError` if one cannot be told."""
-    with _explained("write"):
+    with explained("write to", _named(accelerator), (Exception,)):
         accelerator.log(dict(values), step=step)
 
 
-def _finish(tracker: GeneralTracker, say: Callable[[str], None]) -> None:
-    try:
-        tracker.finish()
-    except Exception as error:  # each has errors of its own; what was measured is in metrics.jsonl all the same
-        say(f"the tracker {tracker.name} could not be closed: {error}")
+def _named(accelerator: Accelerator) -> str:
+    return f"the trackers ({', '.join(map(str, accelerator.log_with))}) in {accelerator.logging_dir}/{_PROJECT}"
+
+
+def _finish(accelerator: Accelerator, say: Callable[[str], None]) -> None:
+    for tracker in accelerator.trackers:
+        try:
+            tracker.finish()
+        except AttributeError:
+            pass  # it could not be started
+        except Exception as error:  # what was measured is in metrics.jsonl all the same
+            say(f"the tracker {tracker.name} could not be closed: {error}")
 
 
 @contextlib.contextmanager
-def _explained(action: str) -> Iterator[None]:
+def _quiet_threads() -> Iterator[None]:
+    """TensorBoard's writing thread ends with a traceback of what it cannot write, which `track` raises too."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):
+            before(args)
+
+    threading.excepthook = hook
     try:
         yield
-    except Exception as error:  # each tracker has errors of its own
-        raise DiffmixError(
-            f"the trackers cannot {action}: {type(error).__name__}: {error}; mend it, or leave one out of run.trackers"
-        ) from error
+    finally:
+        threading.excepthook = before

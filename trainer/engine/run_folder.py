@@ -110,7 +110,8 @@ class RunFolder:
     def metrics(self, after_step: int) -> Iterator[Metrics]:
         """metrics.jsonl for appending; lines of steps beyond `after_step`, which will be done again, are dropped."""
         path = self.path / METRICS
-        lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+        with explained("read", str(path)):
+            lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= after_step]
         self.write_text(METRICS, "".join(f"{line}\n" for line in kept))
         with explained("write", str(path)):

@@ -96,14 +96,17 @@ class _Gather(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         gathered = values.new_empty((world_size() * len(values), *values.shape[1:]))
-        dist.all_gather_into_tensor(gathered, values.contiguous())
+        # The old name warns of torch's newer one at every call from a thread of autograd.
+        gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+        gather_single(gathered, values.contiguous())
         return gathered
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         own = gradient.new_empty((len(gradient) // world_size(), *gradient.shape[1:]))
-        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        reduce_scatter_single = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)  # as above
+        reduce_scatter_single(own, gradient.contiguous())
         return own
 
 

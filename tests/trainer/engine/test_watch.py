@@ -23,22 +23,24 @@ ITEMS = np.array([3, 1])
 def test_verdicts_of_a_cpu_are_immediate(loss, diverged, stop):
     watch = Watch(torch.device("cpu"))
     (verdict,) = watch.look(4, ITEMS, torch.tensor(loss, requires_grad=True), stop=stop)
-    assert (verdict.step, verdict.diverged, verdict.stop) == (4, diverged, stop)
+    assert (verdict.step, verdict.diverged, verdict.stop, verdict.failed) == (4, diverged, stop, False)
     assert verdict.items is ITEMS
     assert watch.drain() == []
 
 
-def of_rank(loss_of_rank_1, stop_of_rank_1):
+def of_rank(loss_of_rank_1, stop_of_rank_1, failed_of_rank_1):
     second = torch.distributed.get_rank() == 1
     loss = torch.tensor(loss_of_rank_1 if second else 1.0)
-    (verdict,) = Watch(torch.device("cpu")).look(0, ITEMS, loss, stop=second and stop_of_rank_1)
-    return verdict.diverged, verdict.stop
+    stop, failed = second and stop_of_rank_1, second and failed_of_rank_1
+    (verdict,) = Watch(torch.device("cpu")).look(0, ITEMS, loss, stop=stop, failed=failed)
+    return verdict.diverged, verdict.stop, verdict.failed
 
 
 def test_what_one_rank_sees_all_know():
-    assert on_ranks(of_rank, float("nan"), False) == [(True, False)] * 2
-    assert on_ranks(of_rank, 1.0, True) == [(False, True)] * 2
-    assert on_ranks(of_rank, 1.0, False) == [(False, False)] * 2
+    assert on_ranks(of_rank, float("nan"), False, False) == [(True, False, False)] * 2
+    assert on_ranks(of_rank, 1.0, True, False) == [(False, True, False)] * 2
+    assert on_ranks(of_rank, 1.0, False, True) == [(False, False, True)] * 2
+    assert on_ranks(of_rank, 1.0, False, False) == [(False, False, False)] * 2
 
 
 def test_the_meter_leaves_pauses_out(monkeypatch):

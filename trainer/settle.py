@@ -23,6 +23,7 @@ from trainer.settings import find, merge, parse_assignments, typed
 DEFAULT_METHOD = "simclr"
 _SMALLEST_BATCH = 2
 _FLAGS = {**flags_of(PRETRAIN), "method.name": "--method"}
+_OF_OPTIMISERS = {"betas": ("adamw",), "momentum": ("sgd", "lars"), "trust": ("lars",), "trust_clip": ("lars",)}
 _REPLACE = (  # typed without the second, the first counts, though the second wins where a recipe has both
     ("run", "epochs", "max_steps"),
     ("optim", "warmup_epochs", "warmup_steps"),
@@ -155,16 +156,26 @@ def _check_method(method: str | None, recipe: Mapping[str, Any], name: str) -> N
 
 
 def _unused(config: PretrainConfig, assigned: Mapping[str, Any]) -> list[str]:
-    """What was typed and changes nothing with this method's views."""
+    """Notes on what was typed and changes nothing with this method's views, or this optimiser."""
     method, settings = class_of(METHODS, config.method.name), config.method.settings
     local_crops = getattr(settings, "local_crops", method.num_local_crops)
     of_local = [] if local_crops else ["mix.synthetic_local_crops", "views.local_size", "views.local_scale"]
     of_several = [] if method.num_crops > 1 else ["mix.synthetic_view", "mix.same_variation"]
     reasons = {**dict.fromkeys(of_local, "no small crops"), **dict.fromkeys(of_several, "one view of an image only")}
-    return [
+    of_views = [
         f"{path} changes nothing: {config.method.name} takes {reason}"
         for path, reason in reasons.items()
         if find(assigned, path)
+    ]
+    return of_views + of_optimiser(config.optim.name, assigned)
+
+
+def of_optimiser(name: str, asked: Mapping[str, Any]) -> list[str]:
+    """Notes on settings of other optimisers than the chosen one."""
+    return [
+        f"optim.{setting} changes nothing: it is of {' and '.join(owners)}, and optim.name is {name}"
+        for setting, owners in _OF_OPTIMISERS.items()
+        if name not in owners and find(asked, f"optim.{setting}")
     ]
 
 

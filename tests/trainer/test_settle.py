@@ -90,6 +90,8 @@ def test_settings_of_a_recipe_for_another_policy_stay(data):
             "mix.synthetic_view=first",
             "mix.synthetic_view changes nothing: mae takes one view of an image",
         ),
+        ("simclr-digits", "optim.trust=0.1", "optim.trust changes nothing: it is of lars, and optim.name is adamw"),
+        ("barlow-twins-cifar10", "optim.trust=0.1", None),
         ("dino-cifar10", "mix.synthetic_local_crops=1", None),
         ("simclr-digits", "mix.synthetic_view=first", None),
     ],

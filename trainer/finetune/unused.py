@@ -12,6 +12,7 @@ from trainer.data.tasks import Task, parse
 from trainer.finetune.config import SET_BY_RATES, FinetuneConfig
 from trainer.finetune.source import Source
 from trainer.settings import find
+from trainer.settle import of_optimiser
 from trainer.tuners import spec
 
 
@@ -39,7 +40,7 @@ def _check_tuner(key: str, tuner: str) -> None:
 
 
 def unused(config: FinetuneConfig, asked: Mapping[str, Any]) -> list[str]:
-    """Notes on settings that were typed and that these tuners and tasks do not read."""
+    """Notes on settings that were typed and that these tuners and tasks, or this optimiser, do not read."""
     names = {spec.parse(text).name for text in config.peft}
     reasons = {
         **({} if "lora" in names else {"tuner": "no --peft lora"}),
@@ -47,7 +48,8 @@ def unused(config: FinetuneConfig, asked: Mapping[str, Any]) -> list[str]:
         **({"rates.learning_rates": "the rates of --sweep lr are those of rates.grid"} if config.sweep else {}),
         **({} if len(config.tasks) > 1 or config.adapters == "shared" else {"adapters": "there is one task"}),
     }
-    return [f"{path} changes nothing: {reason}" for path, reason in reasons.items() if find(asked, path)]
+    notes = [f"{path} changes nothing: {reason}" for path, reason in reasons.items() if find(asked, path)]
+    return notes + of_optimiser(config.optim.name, asked)
 
 
 def of_the_source(tasks: Sequence[Task], config: FinetuneConfig, source: Source | None) -> list[str]:

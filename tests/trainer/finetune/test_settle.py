@@ -75,6 +75,10 @@ def test_rates_of_no_tuner(init, colours, setting, said):
         ({"settings": ["tuner.lora_alpha=4"]}, "tuner changes nothing: no --peft lora"),
         ({"settings": ["rates.grid.default=[0.1, 0.2]"]}, "rates.grid changes nothing: no --sweep lr"),
         ({"sweep": "lr"}, "rates.learning_rates changes nothing: the rates of --sweep lr are those of rates.grid"),
+        (
+            {"settings": ["optim.momentum=0.5"]},
+            "optim.momentum changes nothing: it is of sgd and lars, and optim.name is",
+        ),
         ({"adapters": "per-task"}, "adapters changes nothing: there is one task"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,9 +111,10 @@ class Method(nn.Module, ABC):
 
 
 def require(holds: bool, name: str, value: object, allowed: str) -> None:
-    """Raises `UsageError` unless a setting of a method's `Config` is as it must be."""
-    if not holds:
-        raise UsageError(f"method.{name} is {value!r}; it must be {allowed}")
+    """Raises `UsageError` unless a setting of a method's `Config` is as it must be, and no infinite number."""
+    endless = isinstance(value, float) and math.isinf(value)
+    if endless or not holds:
+        raise UsageError(f"method.{name} is {value!r}; it must be {allowed}{' and finite' if endless else ''}")
 
 
 def encode_views(network: nn.Module, crops: Tensor, *, jointly: bool) -> Tensor:

@@ -44,8 +44,9 @@ class DINOConfig:
     drop_path: float = 0.1  # of the student: largest probability of dropping a residual branch
 
     def __post_init__(self) -> None:
-        for name in ("out_dim", "hidden_dim", "bottleneck_dim"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "1 or more")
+        require(self.hidden_dim > 0, "hidden_dim", self.hidden_dim, "1 or more")
+        for name in ("out_dim", "bottleneck_dim"):
+            require(getattr(self, name) > 1, name, getattr(self, name), "2 or more, or nothing differs")
         for name in ("local_crops", "teacher_temperature_epochs", "freeze_epochs"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("student_temperature", "teacher_temperature", "final_teacher_temperature"):

@@ -41,8 +41,9 @@ class MoCoV3Config:
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        for name in ("hidden_dim", "out_dim", "projector_layers"):
+        for name in ("hidden_dim", "projector_layers"):
             require(getattr(self, name) > 0, name, getattr(self, name), "1 or more")
+        require(self.out_dim > 1, "out_dim", self.out_dim, "2 or more, since directions are compared")
         for name in ("momentum", "final_momentum"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         require(self.head_norm in HEAD_NORMS, "head_norm", self.head_norm, " or ".join(HEAD_NORMS))

@@ -32,8 +32,8 @@ class SimCLRConfig:
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        for name in ("hidden_dim", "out_dim"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "1 or more")
+        require(self.hidden_dim > 0, "hidden_dim", self.hidden_dim, "1 or more")
+        require(self.out_dim > 1, "out_dim", self.out_dim, "2 or more, since directions are compared")
         require(self.head_norm in HEAD_NORMS, "head_norm", self.head_norm, " or ".join(HEAD_NORMS))
 
 

@@ -46,8 +46,10 @@ class SwAVConfig:
     freeze_steps: int = 313  # at the start, in which the prototypes do not train
 
     def __post_init__(self) -> None:
-        for name in ("prototypes", "hidden_dim", "out_dim", "sinkhorn_iterations"):
+        for name in ("hidden_dim", "sinkhorn_iterations"):
             require(getattr(self, name) > 0, name, getattr(self, name), "1 or more")
+        for name in ("prototypes", "out_dim"):
+            require(getattr(self, name) > 1, name, getattr(self, name), "2 or more, or nothing differs")
         for name in ("local_crops", "queue_length", "queue_start_epochs", "freeze_steps"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("temperature", "epsilon"):

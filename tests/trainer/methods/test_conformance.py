@@ -1,5 +1,6 @@
 """What holds of every method; a new one is covered by its line in METHODS."""
 
+import math
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
@@ -134,3 +135,19 @@ def test_config_is_frozen_and_complete(name):
     for field in fields(config):
         with pytest.raises(FrozenInstanceError):
             setattr(config, field.name, getattr(config, field.name))
+
+
+def test_numbers_without_end_are_refused(name):
+    config = class_of(METHODS, name).Config
+    for field in fields(config):
+        if isinstance(field.default, float):
+            with pytest.raises(UsageError, match=rf"method\.{field.name} is inf; it must be"):
+                config(**{field.name: math.inf})
+
+
+def test_widths_of_one_are_refused_where_only_directions_count(name):
+    """Of length 1 and of one dimension all images are the same: nothing would be learnt, without a word."""
+    for width in ("out_dim", "bottleneck_dim", "prototypes"):
+        if width in [field.name for field in fields(class_of(METHODS, name).Config)]:
+            with pytest.raises(UsageError, match=rf"method\.{width} is 1; it must be 2 or more"):
+                class_of(METHODS, name).Config(**{width: 1})

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from typing import NoReturn
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")  # gloo's words
+_GRACE = 1.0  # seconds that the main process has to say why, since launchers end all once one has ended
 _LOST_KINDS = {"DistBackendError", "DistNetworkError"}  # of torch.distributed, which is not imported for this
 
 
@@ -39,5 +41,7 @@ def leave(code: int) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # nobody reads any more
                 stream.flush()
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(_GRACE)
         os._exit(code)
     sys.exit(code)

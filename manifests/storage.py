@@ -155,7 +155,7 @@ def explained(action: str, where: str, errors: tuple[type[Exception], ...] = (OS
 def _reason(error: BaseException, action: str) -> str:
     code = getattr(error, "errno", None)
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "no space left (or over quota); free some and run the same command again, committed shards are kept"
+        return "no space left (or over quota); free some and run the same command again, what is finished is kept"
     if code in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{os.strerror(code)}; choose another --out or make it writable, then run the same command again"
     if code in (errno.ENOTDIR, errno.EEXIST):

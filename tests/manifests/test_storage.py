@@ -139,7 +139,7 @@ def test_other_errors_are_explained():
 def test_a_full_disk_leaves_what_was_there(storage: LocalStorage):
     storage.write("a", b"old")
     with file_size_limit(100):
-        with pytest.raises(StorageError, match=r"cannot write .*/a: no space left .* committed shards are kept"):
+        with pytest.raises(StorageError, match=r"cannot write .*/a: no space left .* what is finished is kept"):
             storage.write("a", bytes(200))
         with pytest.raises(StorageError, match="no space"):
             storage.create("b", bytes(200))

@@ -24,7 +24,7 @@ _EPSILON = 1e-5  # BatchNorm's
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BarlowTwinsConfig:
-    """Barlow Twins' settings; the defaults are those of the paper's ImageNet runs."""
+    """Barlow Twins' settings; the defaults are those of the paper's ImageNet runs, but for `joint_batch`."""
 
     projector: tuple[int, ...] = (8192, 8192, 8192)  # widths of the projector's layers
     off_diagonal: float = 0.0051  # the paper's lambda: weight of what should not correlate

@@ -75,7 +75,7 @@ _BYOL = Augmentation(
 )
 _WHOLE = (23, 23)  # pixels that hold every sigma: codes that blur by PIL cut nothing off, whatever the view's side
 _SYMMETRIC = replace(_SIMCLR, blur_kernel=_WHOLE)
-_WEAK = replace(_SIMCLR, scale=(0.2, 1.0), jitter=0.4, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+_WEAK = replace(_SYMMETRIC, scale=(0.2, 1.0), jitter=0.4, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
 _DINO = replace(_BYOL, blur_kernel=_WHOLE)
 _ASYMMETRIC = replace(_BYOL, blur=0.0)
 _WEAK_ASYMMETRIC = replace(_ASYMMETRIC, scale=(0.2, 1.0), jitter=0.4)
@@ -85,16 +85,12 @@ _DIGITS = Augmentation(scale=(0.5, 1.0), jitter=0.8, brightness=0.4, contrast=0.
 
 AUGMENTATIONS: dict[str, AugmentationSet] = {
     "none": AugmentationSet(views=(PLAIN,), source="short side resized, centre cut, nothing else"),
-    "weak": AugmentationSet(
-        views=(_WEAK,),
-        source="AdaInf (arXiv 2403.12448), symmetric, but for small images with SimCLR's narrower kernel of the blur",
-    ),
     "symmetric": AugmentationSet(
         views=(_SYMMETRIC,),
         source="solo-learn, CIFAR-10, SimCLR and SwAV: SimCLR's, blurred as by PIL; the default of AdaInf's comparison",
     ),
-    "symmetric-weak": AugmentationSet(
-        views=(replace(_WEAK, blur_kernel=_WHOLE),),
+    "weak": AugmentationSet(
+        views=(_WEAK,),
         source="AdaInf (arXiv 2403.12448), symmetric, its released yaml; made for training on inflated data",
     ),
     "weak-asymmetric": AugmentationSet(

@@ -16,7 +16,6 @@ STRENGTHS = {
     "weak": ((0.2, 1.0), 0.4, (0.4, 0.4, 0.4, 0.1), 0.2, [(0.5, 0)]),
     "weak-asymmetric": ((0.2, 1.0), 0.4, (0.4, 0.4, 0.2, 0.1), 0.2, [(0, 0), (0, 0.2)]),
     "symmetric": ((0.08, 1.0), 0.8, (0.8, 0.8, 0.8, 0.2), 0.2, [(0.5, 0)]),
-    "symmetric-weak": ((0.2, 1.0), 0.4, (0.4, 0.4, 0.4, 0.1), 0.2, [(0.5, 0)]),
     "simclr": ((0.08, 1.0), 0.8, (0.8, 0.8, 0.8, 0.2), 0.2, [(0.5, 0)]),
     "simclr-cifar": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.4, 0.1), 0.2, [(0, 0)]),
     "barlow-twins": ((0.08, 1.0), 0.8, (0.4, 0.4, 0.2, 0.1), 0.2, [(1, 0), (0.1, 0.2)]),
@@ -52,7 +51,7 @@ def test_local_crops_of_swav_are_its_full_ones_but_smaller():
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("symmetric", 32), ("symmetric-weak", 32), ("dino", 32), ("dino", 16), ("dino", 96), ("swav", 96)],
+    [("symmetric", 32), ("weak", 32), ("dino", 32), ("dino", 16), ("dino", 96), ("swav", 96)],
 )
 def test_blurs_of_codes_that_use_pil_are_as_wide_as_theirs(name: str, size: int):
     chosen = AUGMENTATIONS[name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from accelerate import PartialState
 
 from trainer.config import PretrainConfig
 from trainer.data.order import batches, micro_batch_size
-from trainer.engine.launch import adopt_srun, make_accelerator, shared
+from trainer.engine.launch import adopt_srun, common_folder, make_accelerator
 from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import RunFolder
 from trainer.engine.signals import stop_requested
@@ -36,13 +35,10 @@ def train(request: Request) -> Outcome:
     """Run, or go on with, what was asked. Raises `DiffmixError`s; `CollapsedError` after writing results.json."""
     adopt_srun(os.environ)
     processes = PartialState(cpu=not torch.cuda.is_available())
-    settled = together(lambda: settle(request))
-    method = make_method(settled.config)  # refuses encoders and settings that cannot be before anything is made
-    chosen = precision_of(settled.config, method)
-    run, main = settled.config.run, processes.is_main_process
-    method.check_batch(micro_batch_size(run.batch_size, processes.num_processes, run.accumulation))
-    folder = RunFolder(shared(request.out or _default_out(settled.config)))
-    accelerator = make_accelerator(chosen, run.trackers, folder.path)
+    settled, method = together(lambda: _settled(request, processes.num_processes))
+    chosen = together(lambda: precision_of(settled.config, method))
+    folder, main = common_folder(request.out, settled.config.method.name), processes.is_main_process
+    accelerator = make_accelerator(chosen, settled.config.run.trackers, folder.path)
     line = ProgressLine(speaks=main)
     with contextlib.ExitStack() as stack:
         start = together(lambda: _start(folder, settled, request.resume, stack if main else None))
@@ -52,7 +48,16 @@ def train(request: Request) -> Outcome:
         if start.finished is not None:
             return Outcome(state="already finished", folder=folder.path, results=start.finished, is_main=main)
         stop = stack.enter_context(stop_requested())
-        return Run(settled, method, accelerator, chosen, folder, line, start).carry_out(stop)
+        run = together(lambda: Run(settled, method, accelerator, chosen, folder, line, start))
+        return run.carry_out(stop)
+
+
+def _settled(request: Request, num_processes: int) -> tuple[Settled, Method]:
+    """What is asked, and the method, which refuses settings that cannot be before anything is written."""
+    settled = settle(request)
+    method, run = make_method(settled.config), settled.config.run
+    method.check_batch(micro_batch_size(run.batch_size, num_processes, run.accumulation))
+    return settled, method
 
 
 def _start(folder: RunFolder, settled: Settled, resume: str, stack: contextlib.ExitStack | None) -> Start:
@@ -65,11 +70,8 @@ def _start(folder: RunFolder, settled: Settled, resume: str, stack: contextlib.E
 
 def describe(request: Request) -> dict[str, Any]:
     """What a run would be: settings and counts, for `--dry-run`. Makes and trains nothing."""
-    settled = settle(request)
-    config = settled.config
-    method = make_method(config)  # refuses encoders and settings that cannot be
-    method.check_batch(micro_batch_size(config.run.batch_size, 1, config.run.accumulation))
-    items = settled.policy.num_items
+    settled, _ = _settled(request, 1)
+    config, items = settled.config, settled.policy.num_items
     per_epoch = batches(items, config.run.batch_size)
     steps = total_steps(config.run, per_epoch)
     counts = f"{items} samples, {per_epoch} steps an epoch, {steps} steps of {config.run.batch_size} images"
@@ -87,7 +89,3 @@ def precision_of(config: PretrainConfig, method: Method) -> precision.Precision:
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     kind: precision.EncoderKind = "vit" if hasattr(method.encoder, "patch_embed") else "convnet"
     return precision.choose(device, kind, config.run.precision)
-
-
-def _default_out(config: PretrainConfig) -> str:
-    return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.method.name}"

@@ -9,6 +9,7 @@ import pytest
 
 from manifests import layout
 from tests.faults.training import Training, free_port, srun
+from tests.trainer.compare import small as comparisons
 from tests.trainer.data.builders import write_pairs
 from tests.trainer.engine.small_runs import arguments, assert_same_run, final, metrics
 from tests.trainer.finetune import small
@@ -215,6 +216,45 @@ def test_settings_that_cannot_be_are_told_once(start, data, tmp_path):
     ranks = start(arguments(data, tmp_path / "run", **{**HOW, "mix__policy": "imaginary"}))
     assert ended(ranks) == [2, 2], logs(ranks)
     assert_told_once(ranks, "error: unknown policy 'imaginary'")
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"run__accumulation": 8}, "--batch-size 8"),
+        ({"init": "nowhere/at-all"}, "nowhere/at-all"),
+        ({"run__precision": "fp16"}, "fp16"),
+    ],
+)
+def test_what_cannot_be_made_is_told_once(start, data, tmp_path, more, told):
+    """Batches, weights and numbers that are looked at when networks are made."""
+    ranks = start(arguments(data, tmp_path / "run", **{**HOW, **more}))
+    assert len(set(ended(ranks))) == 1, logs(ranks)
+    assert_told_once(ranks, told)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_comparison_that_cannot_be_is_told_once(start, tmp_path):
+    data, recipe = write_pairs(tmp_path / "pairs", ROWS), comparisons.write_recipe(tmp_path)
+    given = comparisons.arguments(data, tmp_path / "out", recipe)
+    for more in (["mix.replicas=2"], ["run.accumulation=8"]):
+        ranks = start([*given, "--set", *more])
+        assert ended(ranks) == [2, 2], logs(ranks)
+        assert_told_once(ranks, "error: ")
+    ranks = start([*given, "--out", "s3://bucket/out"])
+    assert ended(ranks) == [2, 2], logs(ranks)
+    assert_told_once(ranks, "--out s3://bucket/out: runs are written to a folder")
+
+
+def test_an_image_that_one_rank_cannot_read_while_steps_are_timed(start, tmp_path):
+    data, recipe = write_pairs(tmp_path / "pairs", ROWS), comparisons.write_recipe(tmp_path, ["real"])
+    row, given = read_at(Rows.open(data), 2, 1), comparisons.arguments(data, tmp_path / "out", recipe)
+    with damaged(data, row):
+        ranks = start(given)
+        assert ended(ranks) == [3, 3], logs(ranks)
+    assert_told_once(ranks, "arm real: rank 1: ", f"of {Rows.open(data).keys([row])[0]} in ")
+    again = start(given)
+    assert ended(again) == [0, 0], logs(again)
 
 
 @pytest.fixture(scope="module")

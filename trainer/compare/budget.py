@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from manifests.errors import UsageError
+from manifests.errors import DiffmixError, UsageError
 from trainer.compare.arms import Arm
 from trainer.compare.settings import BudgetConfig, CompareConfig
 from trainer.compare.timing import clock, seconds_per_step
@@ -55,7 +55,7 @@ def decide(
         _heed(stop)
         together(lambda: _check_kind(folder) if is_main else None)
         budget = shared(folder.read_json(BUDGET)) or _new(config.budget, device)
-        check(budget, config.budget, arms, device)
+        together(lambda: check(budget, config.budget, arms, device))
         together(lambda: folder.write_text(CONFIG, config.to_yaml()) if is_main else None)
         for arm in arms:
             if arm.name not in budget["arms"]:
@@ -129,9 +129,10 @@ def _of_arm(arm: Arm, config: CompareConfig, line: ProgressLine) -> dict[str, An
     try:
         seconds = shared(seconds_per_step(arm, config.seed))
         steps, note = _steps(config.budget, seconds)
-        arm.check_steps(steps)
-    except UsageError as error:
-        raise UsageError(f"arm {arm.name}: {error}") from error
+        together(lambda: arm.check_steps(steps))
+    except DiffmixError as error:
+        error.args = (f"arm {arm.name}: {error}",)
+        raise
     gc.collect()  # the network that was timed would stay on the device
     line.say(f"{arm.name}: {1000 * seconds:.1f} ms a step, {steps} steps{note}")
     return {

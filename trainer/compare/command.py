@@ -7,7 +7,6 @@ one: a run that another one holds is passed over, and whoever comes last writes 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from trainer.compare.evaluation import Exam, open_exam
 from trainer.compare.runs import ArmRun
 from trainer.compare.settings import CompareConfig, Request, resolve
 from trainer.data.order import micro_batch_size
-from trainer.engine.launch import adopt_srun, shared
+from trainer.engine.launch import adopt_srun, common_folder, shared
 from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import RESULTS, RunFolder
 from trainer.engine.signals import StopRequest, stop_requested
@@ -53,21 +52,25 @@ class Outcome:
 def compare(request: Request) -> Outcome:
     """Run, or go on with, what was asked. Raises `DiffmixError`s."""
     adopt_srun(os.environ)
-    config, arms = open_arms(resolve(request), request)
-    exam = open_exam(config)
     processes = PartialState(cpu=not torch.cuda.is_available())
-    for arm in arms:
-        run = arm.settled.config.run
-        micro_batch_size(run.batch_size, processes.num_processes, run.accumulation)  # refuses before anything is made
-    folder = RunFolder(shared(request.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-compare"))
+    config, arms, exam = together(lambda: _opened(request, processes.num_processes))
+    folder = common_folder(request.out, "compare")
     with stop_requested() as stop:
         return _Comparison(config, arms, exam, folder, processes, stop).carry_out()
 
 
+def _opened(request: Request, num_processes: int) -> tuple[CompareConfig, tuple[Arm, ...], Exam]:
+    """Settings, arms and what encoders are asked; refuses what cannot be before anything is written."""
+    config, arms = open_arms(resolve(request), request)
+    for arm in arms:
+        run = arm.settled.config.run
+        micro_batch_size(run.batch_size, num_processes, run.accumulation)
+    return config, arms, open_exam(config)
+
+
 def describe(request: Request) -> dict[str, Any]:
     """What would be trained, for `--dry-run`. Trains nothing."""
-    config, arms = open_arms(resolve(request), request)
-    exam = open_exam(config)
+    config, arms, exam = _opened(request, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     budget = budgets.known(RunFolder(request.out) if request.out else None, config, arms, device)
     facts = [_described(arm, budget) for arm in arms]

@@ -127,7 +127,7 @@ class ArmRun:
             found = self.exam.of_encoder(encoder.to(device), views, device)
         except FloatingPointError as error:
             return {"inputs": self.exam.inputs, "state": "collapsed", "reason": str(error)}
-        before = self.exam.knn_of_encoder(self._untrained().to(device), views, device)
+        before = self.exam.knn_of_encoder(together(self._untrained).to(device), views, device)
         return {"inputs": self.exam.inputs, "state": "finished", **found, "knn_before": before}
 
     def _trained(self) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +12,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
 
+from trainer.engine.run_folder import RunFolder
+from trainer.nn.collectives import together
 from trainer.nn.precision import Precision
 
 T = TypeVar("T")
@@ -54,6 +57,12 @@ def shared(value: T) -> T:
     found = [value]
     broadcast_object_list(found)
     return found[0]
+
+
+def common_folder(out: str | None, kind: str) -> RunFolder:
+    """`out`, else a new folder in runs/ by the main process's clock and the kind of run; the same on all."""
+    path = shared(out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{kind}")
+    return together(lambda: RunFolder(path))
 
 
 def first_host(nodes: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -18,6 +17,7 @@ from trainer.data.batch import Batch
 from trainer.data.loader import Loader
 from trainer.engine import checkpoint
 from trainer.engine.checkpoint import Checkpoint, cursor_at
+from trainer.engine.feed import Feed
 from trainer.engine.meter import Meter
 from trainer.engine.progress import ProgressLine, line_of
 from trainer.engine.recording import track
@@ -70,11 +70,11 @@ class Loop:
     first: Values = field(default_factory=dict)  # what the probe saw before training
     latest: Values = field(default_factory=dict)  # the newest of every value that was logged
     _suspicions: int = 0
-    _failure: DiffmixError | None = None  # of this rank, until all ranks know at the next step or checkpoint
 
     def __post_init__(self) -> None:
         self.total_steps = self.stepper.schedule.total_steps
         self._watch = Watch(self.stepper.accelerator.device)
+        self._feed = Feed(self.loader, self.accumulation)
 
     def restore(self, saved: Checkpoint) -> None:
         """Go on from a checkpoint; the loader must stand at its cursor."""
@@ -91,8 +91,8 @@ class Loop:
         if self.step == 0:
             self._evaluate(np.empty(0, np.int64))
         self.meter.start()
-        for batches in self._steps():
-            stopping = self._one(batches, stop)
+        while self.step < self.total_steps:
+            stopping = self._one(self._feed.next(), stop)
             if stopping or self._is_due(self.pace.checkpoint):
                 together(self._save)
             if stopping and self.step < self.total_steps:
@@ -100,43 +100,12 @@ class Loop:
         self.meter.pause()
         return True
 
-    def _steps(self) -> Iterator[list[Batch]]:
-        """The micro-batches of one step after the other; those of the step before stand in for what cannot be read.
-
-        A rank that fails must take part in that step's collectives, and the next one's where `Watch` looks late.
-        """
-        batches: list[Batch] = []
-        while self.step < self.total_steps:
-            if not batches:
-                batches = together(self._next)
-            elif self._failure is None:
-                with self._postponed():
-                    batches = self._next()
-            yield batches
-
-    def _next(self) -> list[Batch]:
-        return [next(self.loader) for _ in range(self.accumulation)]
-
-    @contextlib.contextmanager
-    def _postponed(self) -> Iterator[None]:
-        """A rank's `DiffmixError` waits until all ranks raise it: alone it would leave the others in a collective."""
-        try:
-            yield
-        except DiffmixError as error:
-            if world_size() == 1:
-                raise
-            self._failure = self._failure or error
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
     def _one(self, batches: list[Batch], stop: StopRequest) -> bool:
         """One step; True if a rank was asked to stop."""
         items = _items(batches)
         loss, logs = self.stepper.gradients(batches, self.step)
-        failed = self._failure is not None
-        stopping = self._heed(self._watch.look(self.step, items, loss, stop=bool(stop), failed=failed))
+        verdicts = self._watch.look(self.step, items, loss, stop=bool(stop), failed=self._feed.has_failed)
+        stopping = self._heed(verdicts)
         logs |= self.stepper.update(self.step)
         self.step += 1
         self.meter.count()
@@ -161,7 +130,7 @@ class Loop:
         """Whether a rank was asked to stop; raises if one has failed or its loss was not finite."""
         for verdict in verdicts:
             if verdict.failed:
-                together(self._raise_failure)
+                together(self._feed.check)
             if verdict.diverged:
                 reason = f"the loss of step {verdict.step + 1} is not finite"
                 self._give_up(reason, verdict.step + 1, verdict.items, _DIVERGED)
@@ -201,7 +170,8 @@ class Loop:
 
     def _give_up(self, reason: str, step: int, items: NDArray[np.int64], advice: str) -> NoReturn:
         epoch = max(0, step - 1) // self.stepper.schedule.steps_per_epoch
-        keys = [key for of_rank in gather_objects(self.loader.keys(items, epoch)) for key in of_rank]
+        own = together(lambda: self.loader.keys(items, epoch))
+        keys = [key for of_rank in gather_objects(own) for key in of_rank]
         together(lambda: self._tell_offenders({"reason": reason, "step": step, "keys": keys}))
         raise CollapsedError(f"{reason}; the batch's keys are in {self.folder.path / OFFENDERS}. Next: {advice}")
 
@@ -226,12 +196,12 @@ class Loop:
         self.latest |= values
         if self.metrics is None:
             return
-        with self._postponed():
+        with self._feed.postponed():
             self.metrics.write(values)
             track(self.stepper.accelerator, values, self.step)
 
     def _save(self) -> None:
-        self._raise_failure()
+        self._feed.check()
         if self.metrics is None:
             return
         self.meter.pause()

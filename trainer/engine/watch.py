@@ -35,12 +35,16 @@ class Watch:
         self, step: int, items: NDArray[np.int64], loss: Tensor, *, stop: bool, failed: bool = False
     ) -> list[Verdict]:
         """Hand in a step's loss and what this rank met; returns the verdicts that are known by now."""
-        own = torch.tensor([float(stop), float(failed)], device=self._device)
-        flags = torch.cat([(~torch.isfinite(loss.detach())).float().reshape(1), own])
+        diverged = (~torch.isfinite(loss.detach())).float()
+        flags = torch.stack([diverged, self._filled(stop), self._filled(failed)])
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         self._pending.append((step, items, _Flags(flags)))
         return self._read(self._lag)
+
+    def _filled(self, flag: bool) -> Tensor:
+        """On the device; filled there, since a copy from the CPU would wait for all that the device has to do."""
+        return torch.full((), float(flag), device=self._device)
 
     def drain(self) -> list[Verdict]:
         """All verdicts that are still open."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from accelerate import PartialState
 from manifests.errors import UsageError
 from manifests.storage import explained
 from trainer.data.order import micro_batch_size
-from trainer.engine.launch import adopt_srun, shared
+from trainer.engine.launch import adopt_srun, common_folder, shared
 from trainer.engine.progress import ProgressLine
 from trainer.engine.run_folder import CONFIG, ENVIRONMENT, RESULTS, RunFolder, environment
 from trainer.engine.signals import StopRequest, stop_requested
@@ -52,10 +51,8 @@ def finetune(request: Request) -> Outcome:
     """Run, or go on with, what was asked. Raises `DiffmixError`s."""
     adopt_srun(os.environ)
     processes = PartialState(cpu=not torch.cuda.is_available())
-    settled = together(lambda: settle(request))
-    run, main = settled.config.run, processes.is_main_process
-    micro_batch_size(run.batch_size, processes.num_processes, run.accumulation)  # refuses before anything is made
-    folder = RunFolder(shared(request.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-finetune"))
+    settled = together(lambda: _settled(request, processes.num_processes))
+    folder, main = common_folder(request.out, "finetune"), processes.is_main_process
     line = ProgressLine(speaks=main)
     with contextlib.ExitStack() as stack:
         found = shared(together(lambda: _begin(folder, settled, line, stack if main else None)))
@@ -67,9 +64,17 @@ def finetune(request: Request) -> Outcome:
         return _Comparison(settled, folder, line, processes).carry_out(stop)
 
 
+def _settled(request: Request, num_processes: int) -> Settled:
+    """What is asked; refuses what cannot be before anything is written."""
+    settled = settle(request)
+    run = settled.config.run
+    micro_batch_size(run.batch_size, num_processes, run.accumulation)
+    return settled
+
+
 def describe(request: Request) -> dict[str, Any]:
     """What would be trained, for `--dry-run`. Trains nothing."""
-    settled = settle(request)
+    settled = _settled(request, 1)
     legs = [leg.name for spec in settled.specs for leg in _legs(settled, spec, _rates(settled, spec))]
     lines = [*settled.notes, settled.config.to_yaml().rstrip(), *_described(settled), f"{len(legs)} runs:", *legs]
     return {"config": settled.config.to_dict(), "runs": legs, "text": "\n".join(lines)}

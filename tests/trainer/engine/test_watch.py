@@ -43,6 +43,18 @@ def test_what_one_rank_sees_all_know():
     assert on_ranks(of_rank, 1.0, False, False) == [(False, False, False)] * 2
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_looking_does_not_wait_for_the_device():
+    watch, loss = Watch(torch.device("cuda")), torch.zeros((), device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert watch.look(0, ITEMS, loss, stop=True) == []
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    (verdict,) = watch.drain()
+    assert (verdict.diverged, verdict.stop, verdict.failed) == (False, True, False)
+
+
 def test_the_meter_leaves_pauses_out(monkeypatch):
     clock = iter([10.0, 12.0, 100.0, 101.0, 101.0, 105.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))

@@ -58,7 +58,7 @@ def cli(debug: bool) -> None:
 def pretrain(dry_run: bool, as_json: bool, **values: Any) -> int:
     """Train an encoder on a pair set without labels; run it again with the same --out to go on after a stop.
 
-    Settings come from a recipe, then --set, then the other options; the result is printed and kept in config.yaml.
+    Settings come from a recipe, --set and the other options win; the result is printed and kept in config.yaml.
 
     \b
     trainer pretrain --method dino --data data/pairs --out runs/dino

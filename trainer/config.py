@@ -1,4 +1,4 @@
-"""A run's settings: defaults < recipe < `--set key=value` < flags, checked, resolved and saved.
+"""A run's settings: defaults < recipe < `--set key=value` and flags, checked, resolved and saved.
 
 Each section is a frozen dataclass beside its owner; unknown keys are refused with the nearest spelling.
 """

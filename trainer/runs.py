@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from manifests.errors import UsageError
-from trainer.engine.run_folder import BUDGET, CONFIG, ENVIRONMENT, LOCK, METRICS, RESULTS
+from trainer.engine.run_folder import BUDGET, CONFIG, ENVIRONMENT, LOCK, METRICS, RESULTS, read_values
 from trainer.tuned import headline
 
 State = Literal["finished", "running", "stopped", "failed"]
@@ -66,7 +64,11 @@ def list_runs(root: str | Path) -> list[RunSummary]:
 
 def summarise(folder: Path) -> RunSummary:
     """What one run folder's files say."""
-    config, results, metrics = _read(folder / CONFIG), _read(folder / RESULTS), _last_values(folder / METRICS)
+    config, results, metrics = (
+        read_values(folder / CONFIG),
+        read_values(folder / RESULTS),
+        _last_values(folder / METRICS),
+    )
     of_tuner = headline(results)
     known = {**metrics, **{key: value for key, value in {**results, **of_tuner}.items() if value is not None}}
     return RunSummary(
@@ -154,15 +156,6 @@ def _is_locked(file: Path) -> bool:
         except OSError:
             return True
     return False
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A JSON or YAML object; empty if it is missing, torn or something else."""
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
-        text = file.read_text("utf-8")
-        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-        return content if isinstance(content, dict) else {}
-    return {}
 
 
 def _last_values(file: Path) -> dict[str, Any]:

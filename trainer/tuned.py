@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from trainer.engine.run_folder import CONFIG, ENCODER, RESULTS
-from trainer.recipes import read_yaml
+from trainer.engine.run_folder import CONFIG, ENCODER, RESULTS, read_values
 
 
 def headline(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +36,7 @@ def _finished(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def why_no_encoder(folder: Path) -> str | None:
     """Why a folder of a fine-tuning has no encoder of its own, and where there is one; None for other folders."""
-    results = _read(folder / RESULTS)
+    results = read_values(folder / RESULTS)
     inside = sorted(path.parent.parent for path in folder.glob(f"*/{ENCODER}/config.json"))
     if results.get("method") == "finetune":
         found = f", such as `trainer export {inside[0]}`" if inside else ""
@@ -49,14 +45,6 @@ def why_no_encoder(folder: Path) -> str | None:
         return None
     if results["tuner"] != "linear":
         return f"has no encoder, since there is no plain timm model of one tuned by {results['tuner']}: use its adapter"
-    init = _read(folder.parent / CONFIG).get("init")
+    init = read_values(folder.parent / CONFIG).get("init")
     advice = f": `trainer export {init}`" if isinstance(init, str) and (Path(init) / ENCODER).is_dir() else ""
     return f"was tuned by linear, which leaves the encoder as it was: it is that of {init or '--init'}{advice}"
-
-
-def _read(file: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
-        text = file.read_text("utf-8")
-        content = json.loads(text) if file.suffix == ".json" else read_yaml(text)
-        return content if isinstance(content, dict) else {}
-    return {}

@@ -96,7 +96,7 @@ def _methods(config: CompareConfig) -> list[str]:
 
 
 def _arm(name: str, values: Mapping[str, Any], config: CompareConfig, asked: Mapping[str, Any]) -> Arm:
-    """Its recipe < common < its own settings < --set < flags."""
+    """Its recipe < common < its own settings < --set and flags."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"arm {name!r}: names are of a-z, 0-9 and . + _ -, since folders are called so")
     try:

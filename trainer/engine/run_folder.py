@@ -15,14 +15,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
 from manifests.errors import DiffmixError, StorageError, UsageError
 from manifests.storage import LocalStorage, explained
+from trainer.recipes import read_yaml
 
 CONFIG, ENVIRONMENT, METRICS, RESULTS = "config.yaml", "environment.json", "metrics.jsonl", "results.json"
 BUDGET = "budget.json"  # of a comparison, whose runs are folders inside
 CHECKPOINTS, ENCODER, LOCK, OFFENDERS = "checkpoints", "encoder", ".lock", "offenders.json"
 
 _LIBRARIES = ("diffmix", "torch", "torchvision", "timm", "accelerate", "peft", "numpy", "pyarrow", "numba")
+
+
+def read_values(file: Path) -> dict[str, Any]:
+    """A JSON or YAML object; empty if the file is missing, torn or something else."""
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
+        text = file.read_text("utf-8")
+        content = json.loads(text) if file.suffix == ".json" else read_yaml(text)
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 class InUseError(DiffmixError):

@@ -1,4 +1,4 @@
-"""Settings of `trainer finetune`: defaults < recipe < `--set key=value` < flags, checked, resolved and saved."""
+"""Settings of `trainer finetune`: defaults < recipe < `--set key=value` and flags, checked, resolved and saved."""
 
 from __future__ import annotations
 

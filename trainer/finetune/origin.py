@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
-import yaml
 from torch import nn
 
 from manifests.errors import UsageError
-from trainer.engine.run_folder import CONFIG, ENCODER, RESULTS
+from trainer.engine.run_folder import CONFIG, ENCODER, RESULTS, read_values
 from trainer.nn.encoders import EncoderConfig, check_name, make_encoder
 from trainer.nn.init import initialise
-from trainer.recipes import read_yaml
 from trainer.runs import list_runs
 
 _OF_ENCODER = ("knn", "knn_before", "feature_rank", "final")  # what results.json says of the network in encoder/
@@ -59,7 +56,7 @@ class Origin:
         """results.json of the pre-training run, less what it says of another network; empty where there is none."""
         if self.run is None:
             return {}
-        found = _json(self.run / RESULTS)
+        found = read_values(self.run / RESULTS)
         if Path(self.init).absolute() in (self.run.absolute(), self.run.absolute() / ENCODER):
             return found
         return {name: value for name, value in found.items() if name not in _OF_ENCODER}
@@ -78,11 +75,7 @@ class Origin:
 
     @property
     def _config(self) -> dict[str, Any]:
-        try:
-            values = read_yaml((self.run / CONFIG).read_text("utf-8")) if self.run else {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            return {}
-        return values if isinstance(values, dict) else {}
+        return read_values(self.run / CONFIG) if self.run else {}
 
 
 def newest_run(root: str = "runs") -> str:
@@ -154,7 +147,7 @@ def _of_folder(folder: Path, size: int | None) -> Origin:
         raise UsageError(
             f"--init {folder} holds no encoder: a finished run has encoder/config.json; `trainer runs` lists the runs"
         )
-    description = _json(inner / "config.json")
+    description = read_values(inner / "config.json")
     try:
         images = description["pretrained_cfg"]
         args = {key: value for key, value in description.get("model_args", {}).items() if key != "num_classes"}
@@ -191,11 +184,3 @@ def _run_of(folder: Path) -> Path | None:
 def _three(values: Any) -> tuple[float, float, float]:
     first, second, third = (float(value) for value in values)
     return first, second, third
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

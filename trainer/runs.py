@@ -64,11 +64,8 @@ def list_runs(root: str | Path) -> list[RunSummary]:
 
 def summarise(folder: Path) -> RunSummary:
     """What one run folder's files say."""
-    config, results, metrics = (
-        read_values(folder / CONFIG),
-        read_values(folder / RESULTS),
-        _last_values(folder / METRICS),
-    )
+    config, results = read_values(folder / CONFIG), read_values(folder / RESULTS)
+    metrics = _last_values(folder / METRICS)
     of_tuner = headline(results)
     known = {**metrics, **{key: value for key, value in {**results, **of_tuner}.items() if value is not None}}
     return RunSummary(

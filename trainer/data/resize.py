@@ -1,4 +1,4 @@
-"""Resizing boxes of images on the CPU: PIL's bilinear and bicubic filters, without its rounding and clipping in between."""
+"""Resizing boxes of images on the CPU: PIL's bilinear and bicubic filters, not rounded and clipped in between."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def test_settings_that_cannot_be_are_told_once(start, data, tmp_path):
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ({"run__accumulation": 8}, "--batch-size 8"),
+        ({"run__accumulation": 8}, "a global batch of 8"),
         ({"init": "nowhere/at-all"}, "nowhere/at-all"),
         ({"run__precision": "fp16"}, "fp16"),
     ],

@@ -15,7 +15,7 @@ import yaml
 from manifests.errors import DiffmixError, UsageError
 from trainer.compare.arms import Arm
 from trainer.compare.settings import BudgetConfig, CompareConfig
-from trainer.compare.timing import clock, seconds_per_step
+from trainer.compare.timing import StepCost, clock, cost_of_steps
 from trainer.config import PretrainConfig
 from trainer.engine.launch import shared
 from trainer.engine.progress import ProgressLine
@@ -127,14 +127,15 @@ def _new(asked: BudgetConfig, device: torch.device) -> Budget:
 def _of_arm(arm: Arm, config: CompareConfig, line: ProgressLine) -> dict[str, Any]:
     """Timed in any case: of equal steps the table says what they cost."""
     try:
-        seconds = shared(seconds_per_step(arm, config.seed))
-        steps, note = _steps(config.budget, seconds)
+        cost = cost_of_steps(arm, config.seed)
+        steps, note = _steps(config.budget, cost)
         together(lambda: arm.check_steps(steps))
     except DiffmixError as error:
         error.args = (f"arm {arm.name}: {error}",)
         raise
     gc.collect()  # the network that was timed would stay on the device
-    line.say(f"{arm.name}: {1000 * seconds:.1f} ms a step, {steps} steps{note}")
+    seconds = cost.seconds(steps) / steps
+    line.say(f"{arm.name}: {1000 * seconds:.1f} ms a step{_phases(cost, steps)}, {steps} steps{note}")
     return {
         "steps": steps,
         "seconds_per_step": seconds,
@@ -143,11 +144,18 @@ def _of_arm(arm: Arm, config: CompareConfig, line: ProgressLine) -> dict[str, An
     }
 
 
-def _steps(budget: BudgetConfig, seconds: float) -> tuple[int, str]:
+def _phases(cost: StepCost, steps: int) -> str:
+    later_from = cost.later_from(steps)
+    if not 0 < later_from < steps:
+        return ""
+    return f" ({1000 * cost.first:.1f}, from step {later_from + 1} on {1000 * cost.later:.1f})"
+
+
+def _steps(budget: BudgetConfig, cost: StepCost) -> tuple[int, str]:
     if budget.max_steps is not None:
         return budget.max_steps, ""
     assert budget.minutes is not None
-    steps = int(60 * budget.minutes / seconds)
+    steps = cost.steps_within(60 * budget.minutes)
     return (steps, "") if steps >= LEAST_STEPS else (LEAST_STEPS, ", the least, which take longer than the budget")
 
 

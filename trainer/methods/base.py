@@ -81,6 +81,14 @@ class Method(nn.Module, ABC):
     def initialised(self) -> None:
         """The trained encoder has its initial weights: copies of it (teachers) take them now."""
 
+    @classmethod
+    def costlier_from(cls, config: Any, progress: Progress) -> int:
+        """The step of a run of this length from which its steps do more than before; 0 if all do the same."""
+        return 0
+
+    def make_costlier(self) -> None:
+        """Bring about, with made-up values, what steps from `costlier_from` on work with: for timings."""
+
     def notes(self, progress: Progress) -> list[str]:
         """What the user should know of the method's own schedules in a run of this length."""
         return []

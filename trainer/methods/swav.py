@@ -78,7 +78,7 @@ def swapped_prediction(scores: Tensor, queued: Tensor, config: SwAVConfig) -> Sw
     with full_precision(scores):
         views, images = len(queued), scores.shape[1]
         assigned = torch.cat([queued.detach(), scores[:views].detach()], dim=1)
-        targets = sinkhorn(assigned, config.epsilon, config.sinkhorn_iterations)[:, -images:]
+        targets = sinkhorn(assigned, config.epsilon, config.sinkhorn_iterations, bound=1.0)[:, -images:]
         loss = dino_loss(scores, targets, config.temperature)  # the same sum over pairs, of other targets
         return SwappedPrediction(loss, torch.special.entr(targets).sum(-1).mean())
 
@@ -139,19 +139,24 @@ class SwAV(Method):
         embeddings = F.normalize(self.head(features).float(), dim=-1)
         return features, embeddings.unflatten(0, (-1, views.crops.shape[1]))
 
-    def _rows(self, progress: Progress) -> int:
-        """Of the queue that are in use: whole batches."""
-        batch = progress.batch_size or 1
-        return self.config.queue_length // batch * batch
+    @classmethod
+    def costlier_from(cls, config: SwAVConfig, progress: Progress) -> int:
+        rows = _rows(config, progress)
+        return _queue_start(config, progress) + rows // progress.batch_size if rows else 0
+
+    @torch.no_grad()
+    def make_costlier(self) -> None:
+        if self.queue is not None:
+            self.queue.copy_(F.normalize(torch.randn_like(self.queue), dim=-1))
 
     def _fills(self, progress: Progress) -> bool:
         """Whether the queue takes the embeddings of a step."""
-        return self._rows(progress) > 0 and progress.step >= _queue_start(self.config, progress)
+        return _rows(self.config, progress) > 0 and progress.step >= _queue_start(self.config, progress)
 
     @torch.no_grad()
     def _queued_scores(self, progress: Progress) -> Tensor:
         """Scores [V, Q, K] of this rank's part of the queue; Q is 0 until the queue is full."""
-        weight, rows = self.prototypes.weight, self._rows(progress)
+        weight, rows = self.prototypes.weight, _rows(self.config, progress)
         if self.queue is None or not self._fills(progress) or not self._is_full(self.queue[:, :rows]):
             return weight.new_zeros(self.num_crops, 0, len(weight))
         part = self.queue[:, :rows].tensor_split(collectives.world_size(), dim=1)[collectives.rank()]
@@ -165,7 +170,7 @@ class SwAV(Method):
     def notes(self, progress: Progress) -> list[str]:
         config = self.config
         notes = [*self._notes_of_phases(progress), *self._notes_of_queue(progress), *self._notes_of_filling(progress)]
-        assigned = progress.batch_size + self._rows(progress)
+        assigned = progress.batch_size + _rows(config, progress)
         if progress.batch_size and config.prototypes > _CROWDED * assigned:
             notes.append(
                 f"{config.prototypes} prototypes for {assigned} images (batch and queue) that are assigned at once: "
@@ -186,7 +191,7 @@ class SwAV(Method):
         ]
 
     def _notes_of_queue(self, progress: Progress) -> list[str]:
-        asked, rows = self.config.queue_length, self._rows(progress)
+        asked, rows = self.config.queue_length, _rows(self.config, progress)
         if rows == asked:
             return []
         if rows == 0:
@@ -194,10 +199,11 @@ class SwAV(Method):
         return [f"queue of {asked} images shortened to {rows}, whole batches of {progress.batch_size}"]
 
     def _notes_of_filling(self, progress: Progress) -> list[str]:
-        rows, start = self._rows(progress), _queue_start(self.config, progress)
-        filled = start + rows // max(progress.batch_size, 1)
-        if rows == 0 or filled < progress.total_steps:
+        rows, filled = _rows(self.config, progress), self.costlier_from(self.config, progress)
+        if rows == 0:
             return []
+        if filled < progress.total_steps:
+            return [f"queue of {rows} images is full after {filled} steps: later ones assign them too and take longer"]
         return [f"queue of {rows} images is full after {filled} steps at the earliest: this run never uses it"]
 
     def collapse(self, logs: dict[str, float], progress: Progress) -> str | None:
@@ -223,7 +229,7 @@ class SwAV(Method):
     def after_step(self, progress: Progress) -> dict[str, Tensor]:
         self._normalise_prototypes()
         if self.queue is not None and self._seen:
-            rows = self._rows(progress)
+            rows = _rows(self.config, progress)
             fresh = [collectives.gather(seen.transpose(0, 1)).transpose(0, 1) for seen in self._seen]
             self.queue[:, :rows] = torch.cat([*fresh, self.queue[:, :rows]], dim=1)[:, :rows]
         self._seen = []
@@ -240,6 +246,12 @@ def _share_used(scores: Tensor) -> Tensor:
 def _freeze(config: SwAVConfig, progress: Progress) -> int:
     """Steps in which the prototypes are frozen."""
     return shortened(config.freeze_steps, progress.total_steps)
+
+
+def _rows(config: SwAVConfig, progress: Progress) -> int:
+    """Of the queue that are in use: whole batches."""
+    batch = progress.batch_size or 1
+    return config.queue_length // batch * batch
 
 
 def _queue_start(config: SwAVConfig, progress: Progress) -> int:

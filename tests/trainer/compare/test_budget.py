@@ -5,6 +5,8 @@ import time
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from manifests.errors import UsageError
 from tests.trainer.compare.small import ARMS, request, results, run, write_recipe
@@ -145,10 +147,37 @@ def test_the_measured_time_is_that_of_the_training(data, tmp_path):
     """Of this process's processor time, whatever else the machine does."""
     asked = request(data, "", write_recipe(tmp_path, ("real",)), minutes=1)
     [arm] = open_arms(resolve(asked), asked)[1]
-    first, second = (timing.seconds_per_step(arm, 0) for _ in range(2))
+    first, second = (timing.cost_of_steps(arm, 0).first for _ in range(2))
     assert first == pytest.approx(second, rel=0.5)
     began = time.process_time()
-    assert 0 < timing.seconds_per_step(arm, 0) < time.process_time() - began
+    assert 0 < timing.cost_of_steps(arm, 0).first < time.process_time() - began
+
+
+@given(first=st.floats(0.001, 10), later=st.floats(0.001, 10), wait=st.integers(0, 300), budget=st.floats(0.001, 1000))
+@settings(deadline=None)
+def test_steps_of_two_costs_fill_the_budget(first, later, wait, budget):
+    """The wait is at most a tenth of the run, and 20 steps, as that of a queue."""
+    cost = timing.StepCost(first=first, later=later, later_from=lambda total: min(wait, total // 10) + 20)
+    steps = cost.steps_within(budget)
+    assert cost.seconds(steps) <= budget * (1 + 1e-9) and cost.seconds(steps + 1) > budget * (1 - 1e-9)
+    before = min(min(wait, steps // 10) + 20, steps)
+    assert cost.seconds(steps) == pytest.approx(sum([first] * before + [later] * (steps - before)))
+
+
+def test_steps_with_a_full_queue_are_timed_too(data, tmp_path):
+    """Sinkhorn over 2,000 queued images and 500 prototypes is most of such a step."""
+    swav = {**ARMS["real"], "recipe": "swav-digits"}
+    method = {"prototypes": 500, "queue_length": 2000, "queue_start_epochs": 1}
+    asked = request(data, "", write_recipe(tmp_path, {"swav": {**swav, "method": method}}), minutes=1)
+    [arm] = open_arms(resolve(asked), asked)[1]
+    cost = timing.cost_of_steps(arm, 0)
+    assert cost.later > 1.5 * cost.first
+    batch, per_epoch = (
+        arm.settled.config.run.batch_size,
+        arm.settled.policy.num_items // arm.settled.config.run.batch_size,
+    )
+    assert cost.later_from(10_000) == per_epoch + 2000 // batch
+    assert cost.later_from(50) == min(5, per_epoch) + 2000 // batch
 
 
 def test_a_look_times_nothing(data, tmp_path):

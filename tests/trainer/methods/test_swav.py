@@ -256,15 +256,18 @@ def test_collapse_is_an_assignment_to_all_alike(entropy, kl, step, told):
         (
             {"queue_length": 128, "queue_start_epochs": 15},
             64,
-            ["wait for the queue of 75 steps shortened to a tenth of the run, 10 steps"],
+            [
+                "wait for the queue of 75 steps shortened to a tenth of the run, 10 steps",
+                "queue of 128 images is full after 12 steps: later ones",
+            ],
         ),
-        ({"queue_length": 100}, 32, ["queue of 100 images shortened to 96, whole batches of 32"]),
+        ({"queue_length": 100}, 32, ["queue of 100 images shortened to 96, whole batches of 32", "queue of 96 images is full after 3"]),
         ({"queue_length": 100}, 128, ["no queue: its 100 images are less than a batch of 128"]),
-        ({"queue_length": 6400}, 64, ["queue of 6400 images is full after 100 steps"]),
-        ({"queue_length": 6336}, 64, []),
+        ({"queue_length": 6400}, 64, ["queue of 6400 images is full after 100 steps at the earliest"]),
+        ({"queue_length": 6336}, 64, ["queue of 6336 images is full after 99 steps: later ones"]),
         ({"prototypes": 129}, 64, ["129 prototypes for 64 images (batch and queue)"]),
         ({"prototypes": 128}, 64, []),
-        ({"prototypes": 129, "queue_length": 64}, 64, []),
+        ({"prototypes": 129, "queue_length": 64}, 64, ["queue of 64 images is full after 1 steps"]),
     ],
 )
 def test_what_does_not_fit_the_run_is_said(settings, batch, told):

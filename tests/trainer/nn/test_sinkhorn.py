@@ -49,6 +49,14 @@ def test_it_is_the_authors(images, prototypes, iterations):
     torch.testing.assert_close(sinkhorn(scores, 0.05, iterations).double(), expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("epsilon", "images"), [(0.05, 7), (1 / 30, 4000), (0.5, 7)])
+def test_bounded_scores_are_assigned_alike(epsilon, images):
+    scores = _scores(images, 12)
+    scores[0], scores[:, 1] = -1.0, 1.0  # as far apart as cosines can be
+    torch.testing.assert_close(sinkhorn(scores, epsilon, 3, bound=1.0), sinkhorn(scores, epsilon, 3))
+    assert torch.equal(sinkhorn(scores, 1e-3, 3, bound=1.0), sinkhorn(scores, 1e-3, 3))  # too wide for float32
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_scores_of_a_thousand_neither_overflow_nor_underflow(seed):
     scores = _scores(scale=50.0, seed=seed)  # over .05: up to 1000, beyond what exp() has in any format

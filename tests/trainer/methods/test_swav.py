@@ -261,7 +261,11 @@ def test_collapse_is_an_assignment_to_all_alike(entropy, kl, step, told):
                 "queue of 128 images is full after 12 steps: later ones",
             ],
         ),
-        ({"queue_length": 100}, 32, ["queue of 100 images shortened to 96, whole batches of 32", "queue of 96 images is full after 3"]),
+        (
+            {"queue_length": 100},
+            32,
+            ["queue of 100 images shortened to 96, whole batches of 32", "queue of 96 images is full after 3"],
+        ),
         ({"queue_length": 100}, 128, ["no queue: its 100 images are less than a batch of 128"]),
         ({"queue_length": 6400}, 64, ["queue of 6400 images is full after 100 steps at the earliest"]),
         ({"queue_length": 6336}, 64, ["queue of 6336 images is full after 99 steps: later ones"]),

@@ -142,7 +142,7 @@ class SwAV(Method):
     @classmethod
     def costlier_from(cls, config: SwAVConfig, progress: Progress) -> int:
         rows = _rows(config, progress)
-        return _queue_start(config, progress) + rows // progress.batch_size if rows else 0
+        return _queue_start(config, progress) + rows // max(progress.batch_size, 1) if rows else 0
 
     @torch.no_grad()
     def make_costlier(self) -> None:

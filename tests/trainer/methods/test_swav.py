@@ -281,6 +281,13 @@ def test_what_does_not_fit_the_run_is_said(settings, batch, told):
     assert all(note.startswith(start) for note, start in zip(notes, told, strict=True))
 
 
+def test_notes_of_a_run_whose_batch_is_not_known():
+    method = _swav(queue_length=64, queue_start_epochs=1, freeze_steps=0)
+    assert method.notes(Progress(step=0, total_steps=100, steps_per_epoch=5)) == [
+        "queue of 64 images is full after 69 steps: later ones assign them too and take longer"
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

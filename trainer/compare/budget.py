@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import time
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-import yaml
 
 from manifests.errors import DiffmixError, UsageError
 from trainer.compare.arms import Arm
@@ -19,10 +17,9 @@ from trainer.compare.timing import StepCost, clock, cost_of_steps
 from trainer.config import PretrainConfig
 from trainer.engine.launch import shared
 from trainer.engine.progress import ProgressLine
-from trainer.engine.run_folder import BUDGET, CONFIG, InUseError, RunFolder
+from trainer.engine.run_folder import BUDGET, CONFIG, InUseError, RunFolder, read_values
 from trainer.engine.signals import StopRequest
 from trainer.nn.collectives import gather_objects, together
-from trainer.recipes import read_yaml
 from trainer.settings import completed, differences
 
 LEAST_STEPS = 10
@@ -67,10 +64,7 @@ def decide(
 
 def _check_kind(folder: RunFolder) -> None:
     """Refuse to write over the files of a run: settings and results of a comparison have the same names."""
-    values: Any = None
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-        values = read_yaml((folder.path / CONFIG).read_text("utf-8"))
-    if folder.exists() and not (isinstance(values, dict) and "budget" in values):
+    if folder.exists() and "budget" not in read_values(folder.path / CONFIG):
         raise UsageError(f"{folder.path} holds something else than a comparison; choose another --out")
 
 

@@ -17,7 +17,7 @@ from trainer.compare.arms import Arm
 from trainer.config import PretrainConfig
 from trainer.data.order import micro_batch_size
 from trainer.engine.feed import Feed
-from trainer.engine.launch import make_accelerator, shared
+from trainer.engine.launch import make_accelerator
 from trainer.engine.stepper import Stepper
 from trainer.methods.base import Method, Progress
 from trainer.nn.collectives import gather_objects, together
@@ -78,7 +78,7 @@ def cost_of_steps(arm: Arm, seed: int) -> StepCost:
             method.make_costlier()
             later = _median(stepper, feed, _STEPS - 1)
     accelerator.free_memory()
-    return StepCost(first=shared(first), later=shared(later), later_from=later_from)
+    return StepCost(first=first, later=later, later_from=later_from)
 
 
 def _later_from(method: type[Method], config: PretrainConfig, steps_per_epoch: int) -> Callable[[int], int]:
@@ -89,7 +89,7 @@ def _later_from(method: type[Method], config: PretrainConfig, steps_per_epoch: i
 
 
 def _median(stepper: Stepper, feed: Feed, step: int) -> float:
-    """Seconds of one step, taken again and again as if it were number `step`."""
+    """Seconds of one step, the same on all ranks, taken again and again as if it were number `step`."""
     _timed(stepper, feed, step, _WARMUP_STEPS)
     chunks: list[float] = []
     while len(chunks) < _LEAST_CHUNKS or (sum(chunks) < _SECONDS and len(chunks) < _MOST_CHUNKS):

@@ -18,9 +18,13 @@ def is_one_of_several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def is_told(error: Exception) -> bool:
     """Whether another process prints this error, which all of them raise."""
-    return is_one_of_several() and getattr(error, "of_all", False) and os.environ.get("RANK", "0") != "0"
+    return is_one_of_several() and getattr(error, "of_all", False) and not _is_main()
 
 
 def explanation(error: RuntimeError) -> str | None:
@@ -41,7 +45,7 @@ def leave(code: int) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # nobody reads any more
                 stream.flush()
-        if os.environ.get("RANK", "0") != "0":
+        if not _is_main():
             time.sleep(_GRACE)
         os._exit(code)
     sys.exit(code)

@@ -78,9 +78,7 @@ class RunFolder:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON object, None if there is none or it cannot be read."""
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads((self.path / name).read_text("utf-8"))
-        return None
+        return read_values(self.path / name) or None
 
     def results(self) -> dict[str, Any] | None:
         """results.json of a run that has ended."""
